@@ -1,0 +1,52 @@
+# What a person types. CMake (CMakePresets.json) does the building; this file fetches what it needs first.
+.DEFAULT_GOAL := help
+.PHONY: help demo build dev deps test test-dev test-asan test-tsan check bench oracle install clean
+
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
+export CTEST_OUTPUT_ON_FAILURE = 1
+
+help:  ## this list
+	@echo 'graft: many LoRA adapters over one base model'; echo
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@echo; echo 'after a build, the command is build/graft'
+
+demo: build  ## the main job on a small model: three projects and the base answer in one batch
+	@tools/demo.sh
+
+build: deps  ## the command and the library (build/graft)
+	@tools/build.sh release
+
+dev: deps  ## the same with assertions, warnings as errors, and the tests (build/dev)
+	@tools/build.sh dev
+
+deps:
+	@tools/install_deps.sh
+
+test: deps check  ## every test: plain, then with ASan and UBSan, then the threaded ones with TSan
+	@tools/test.sh dev
+	@tools/test.sh asan
+	@tools/test.sh tsan
+
+test-dev: deps  ## the tests once, without sanitizers
+	@tools/test.sh dev
+
+test-asan: deps  ## the tests with AddressSanitizer and UBSan
+	@tools/test.sh asan
+
+test-tsan: deps  ## the threaded tests with ThreadSanitizer
+	@tools/test.sh tsan
+
+check:  ## layers (no include points up), public header as C and C++, scripts
+	@tools/check.sh
+
+bench: build  ## speed: rows against grouped, base and libllama's own path; figures into bench/
+	@bench/run.sh
+
+oracle: dev  ## against PEFT itself: makes the golden logits anew with PyTorch and compares
+	@tests/oracle/run.sh
+
+install: build  ## cmake --install build (set DESTDIR or PREFIX)
+	@cmake --install build $(if $(PREFIX),--prefix $(PREFIX))
+
+clean:  ## remove build/ (downloads and libllama stay in the cache)
+	rm -rf build

@@ -1,0 +1,92 @@
+/* The `graft` command: finds the command that is asked for. What commands share is in cli.h. */
+#include "cli.h"
+
+#include <string.h>
+
+static int cmd_version(int argc, char **argv);
+
+static const struct {
+    const char *name;
+    int (*main)(int argc, char **argv);
+    const char *about;
+} commands[] = {
+    {"run", cmd_run, "answer a prompt, or a file of them in one batch, each with its own adapter"},
+    {"score", cmd_score, "log-probability of each token of a text, and its perplexity"},
+    {"inspect", cmd_inspect, "what an adapter would change, or every reason why it cannot be loaded"},
+    {"bench", cmd_bench, "speed of mixed adapters against the base and libllama's own adapters"},
+    {"demo", cmd_demo, "the same questions to several projects' adapters and the base, side by side"},
+    {"version", cmd_version, "versions of graft and libllama"},
+};
+
+static void print_help(FILE *out) {
+    fputs("graft: many LoRA adapters over one base model\n\nusage: graft COMMAND [options]\n\ncommands:\n", out);
+    for (size_t i = 0; i < CLI_COUNT(commands); i++) {
+        fprintf(out, "  %-9s %s\n", commands[i].name, commands[i].about);
+    }
+    fputs("\n`graft COMMAND --help` tells the options, examples and exit codes of a command.\n"
+          "`graft --version` tells the versions.\n",
+          out);
+}
+
+static int cmd_version(int argc, char **argv) {
+    cli_model m = {0};
+    const cli_option options[] = {
+        {"json", 0, NULL, "versions as JSON on stdout", cli_take_flag, &m.json, 0, 0},
+    };
+    const cli_command command = {
+        .usage = "graft version [--json]",
+        .about = "Tells the versions of graft and of the libllama that it uses.",
+        .examples = "  graft version --json\n",
+        .failures = "stdout could not be written",
+        .options = options,
+        .n_options = CLI_COUNT(options),
+    };
+    int status = cli_parse(&command, argc, argv, NULL);
+    if (status != CLI_GO) {
+        return status;
+    }
+    if (!m.json) {
+        printf("graft %s\nlibllama %s\n", graft_version(), graft_llama_version());
+        return CLI_OK;
+    }
+    json_t *o = cli_json_object();
+    cli_json_set(o, "graft", cli_json_string(graft_version()));
+    cli_json_set(o, "libllama", cli_json_string(graft_llama_version()));
+    cli_json_print(o);
+    return CLI_OK;
+}
+
+static int dispatch(int argc, char **argv) {
+    for (size_t i = 0; i < CLI_COUNT(commands); i++) {
+        if (strcmp(argv[0], commands[i].name) == 0) {
+            return commands[i].main(argc, argv);
+        }
+    }
+    char quoted[GR_QUOTE_SIZE];
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--json") == 0) {
+            cli_set_json(true);
+        }
+    }
+    return cli_usage("unknown command %s; `graft --help` lists them", gr_quote(quoted, argv[0], strlen(argv[0])));
+}
+
+static int run(int argc, char **argv) {
+    if (argc < 2) {
+        print_help(stderr);
+        return CLI_USAGE;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+        print_help(stdout);
+        return CLI_OK;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        static char version[] = "version";
+        argv[1] = version;
+    }
+    return dispatch(argc - 1, argv + 1);
+}
+
+int main(int argc, char **argv) {
+    return cli_finish(run(argc, argv));
+}

@@ -1,0 +1,159 @@
+/* Adapters: loading, giving back, inspecting. */
+#include "api.h"
+
+#include "base/memory.h"
+
+#include <string.h>
+
+int graft_adapter_load(graft_adapter **out, graft *g, const char *path, graft_error *err) {
+    if (!out || !g || !path) {
+        return gr_fail(err, GRAFT_E_BAD_REQUEST, "graft_adapter_load needs a handle to fill, an instance and a path");
+    }
+    graft_adapter *a = gr_zalloc(sizeof *a);
+    if (!a) {
+        return gr_fail_memory(err, sizeof *a);
+    }
+    a->g = g;
+    int rc = gr_adapter_open(&a->farewell.adapter, g->base, path, g->adapter_type, g->max_adapter_bytes, &g->log, err);
+    if (rc) {
+        gr_free(a);
+        return rc;
+    }
+    *out = a;
+    return 0;
+}
+
+void graft_adapter_free(graft_adapter *a) {
+    if (a) {
+        gr_engine_forget(a->g->engine, &a->farewell);
+    }
+}
+
+void graft_adapter_get_info(const graft_adapter *handle, graft_adapter_info *out) {
+    const gr_adapter *a = handle->farewell.adapter;
+    *out = (graft_adapter_info){
+        .path = a->path,
+        .format = a->format,
+        .generation = a->generation,
+        .bytes = a->bytes,
+        .load_ms = a->load_ms,
+        .n_modules = (int)a->n_modules,
+        .rank_min = a->rank_min,
+        .rank_max = a->rank_max,
+        .type = a->type,
+        .no_effect = a->no_effect,
+    };
+}
+
+/* ---- inspecting ---------------------------------------------------------------------------------------- */
+
+/* The texts that the public part points to live in the source, the plan and the report, so these stay. */
+typedef struct inspection {
+    graft_inspection info; /* first: what the caller has */
+    char *path;
+    gr_source *source;
+    gr_plan *plan;
+    gr_report report;
+    graft_module_info *modules;
+    graft_reason *reasons;
+} inspection;
+
+void graft_inspection_free(graft_inspection *i) {
+    if (i) {
+        inspection *in = (inspection *)i;
+        gr_free(in->reasons);
+        gr_free(in->modules);
+        gr_plan_free(in->plan);
+        gr_source_close(in->source);
+        gr_report_finish(&in->report);
+        gr_free(in->path);
+        gr_free(in);
+    }
+}
+
+static uint64_t padded(int64_t n) {
+    return ((uint64_t)n + GR_PAD - 1) / GR_PAD * GR_PAD;
+}
+
+static int list_modules(inspection *in, const graft *g, graft_error *err) {
+    size_t n = in->plan->n, element = g->adapter_type == GRAFT_TYPE_F32 ? 4 : 2;
+    in->modules = gr_calloc(n, sizeof *in->modules);
+    if (!in->modules) {
+        return gr_fail_memory(err, n * sizeof *in->modules);
+    }
+    for (size_t i = 0; i < n; i++) {
+        const gr_plan_entry *e = &in->plan->entries[i];
+        const gr_weight *w = &g->base->weights[e->weight];
+        in->modules[i] = (graft_module_info){
+            .module = e->module,
+            .weight = w->name,
+            .rank = e->rank,
+            .scale = e->scale,
+            .n_in = w->n_in,
+            .n_out = w->n_out,
+            .dtype = gr_dtype_name(e->a->dtype),
+            .bytes = (uint64_t)e->rank * (padded(w->n_in) + padded(w->n_out)) * element,
+        };
+    }
+    in->info.modules = in->modules;
+    in->info.n_modules = n;
+    in->info.bytes = gr_adapter_size(in->plan, g->adapter_type);
+    return 0;
+}
+
+static int list_reasons(inspection *in, graft_error *err) {
+    size_t n = in->report.n;
+    in->reasons = gr_calloc(n, sizeof *in->reasons);
+    if (!in->reasons || in->report.lost) {
+        return gr_fail_memory(err, n * sizeof *in->reasons);
+    }
+    for (size_t i = 0; i < n; i++) {
+        const gr_reason *r = &in->report.reasons[i];
+        in->reasons[i] = (graft_reason){r->severity, r->error.code, r->where, r->error.message};
+    }
+    in->info.reasons = in->reasons;
+    in->info.n_reasons = n;
+    return 0;
+}
+
+static int inspect(inspection *in, graft *g, graft_error *err) {
+    graft_error why = {0};
+    int rc = gr_source_open(&in->source, in->path, g->max_adapter_bytes, &in->report, &why);
+    if (!rc) {
+        in->info.format = in->source->format == GR_SOURCE_PEFT ? "peft" : "gguf";
+        rc = gr_verify(&in->plan, g->base, in->source, &in->report, &why);
+        gr_file_close(&in->source->weights); /* nothing will be read: keep no file open for as long as this lives */
+    }
+    if (rc == GRAFT_E_OUT_OF_MEMORY) {
+        *err = why;
+        return rc;
+    }
+    if (rc && in->report.n_errors == 0) {
+        gr_report_error(&in->report, why.code, NULL, "%s", why.message);
+    }
+    in->info.loadable = rc == 0;
+    rc = rc == 0 ? list_modules(in, g, err) : 0;
+    return rc ? rc : list_reasons(in, err);
+}
+
+int graft_inspect(graft_inspection **out, graft *g, const char *path, graft_error *err) {
+    if (!out || !g || !path) {
+        return gr_fail(err, GRAFT_E_BAD_REQUEST, "graft_inspect needs a result to fill, an instance and a path");
+    }
+    graft_error ignored;
+    err = err ? err : &ignored;
+    inspection *in = gr_zalloc(sizeof *in);
+    if (!in) {
+        return gr_fail_memory(err, sizeof *in);
+    }
+    gr_report_init(&in->report);
+    in->path = gr_strdup(path);
+    in->info.path = in->path;
+    int rc = in->path ? inspect(in, g, err) : gr_fail_memory(err, strlen(path));
+    if (rc) {
+        graft_inspection_free(&in->info);
+        return rc;
+    }
+    *out = &in->info;
+    return 0;
+}

@@ -1,0 +1,484 @@
+/* Requests: checked field by field, tokenised on the caller's thread, handed to the engine as jobs. */
+#include "api.h"
+
+#include "base/memory.h"
+#include "base/utf8.h"
+#include "engine/job.h"
+
+#include <limits.h>
+#include <math.h>
+#include <string.h>
+
+#define MAX_REQUESTS 4096 /* of one graft_submit */
+#define MAX_MESSAGES 4096
+#define MAX_SCALE 100.0
+
+graft_request graft_request_default(void) {
+    return (graft_request){
+        .size = sizeof(graft_request),
+        .special = true,
+        .max_tokens = 128,
+        .sampling =
+            {
+                .top_k = 40,
+                .top_p = 0.95f,
+                .min_p = 0.05f,
+                .seed = LLAMA_DEFAULT_SEED,
+                .repeat_last_n = 64,
+                .repeat_penalty = 1.0f,
+            },
+    };
+}
+
+graft_score_request graft_score_request_default(void) {
+    return (graft_score_request){.size = sizeof(graft_score_request)};
+}
+
+/* ---- numbers ------------------------------------------------------------------------------------------- */
+
+static int bad(graft_error *err, const char *field, const char *what) {
+    return gr_fail(err, GRAFT_E_BAD_REQUEST, "%s: %s", field, what);
+}
+
+/* NaN is in no range. */
+static int check_range(const char *field, double value, double min, double max, graft_error *err) {
+    if (!(value >= min && value <= max)) {
+        return gr_fail(err, GRAFT_E_BAD_REQUEST, "%s: %.10g is outside %.10g to %.10g", field, value, min, max);
+    }
+    return 0;
+}
+
+static int check_size(size_t size, size_t expected, graft_error *err) {
+    if (size != expected) {
+        return gr_fail(err, GRAFT_E_BAD_REQUEST, "size: %zu, must be %zu (the _default function sets it)", size,
+                       expected);
+    }
+    return 0;
+}
+
+static int check_numbers(const graft *g, const graft_request *r, graft_error *err) {
+    const graft_sampling *s = &r->sampling;
+    const struct {
+        const char *field;
+        double value, min, max;
+    } table[] = {
+        {"max_tokens", r->max_tokens, 0, INT_MAX},
+        {"temperature", s->temperature, 0, 100},
+        {"top_k", s->top_k, 0, g->base->n_vocab},
+        {"top_p", s->top_p, 0, 1},
+        {"min_p", s->min_p, 0, 1},
+        {"repeat_last_n", s->repeat_last_n, 0, 65536},
+        /* the table's bound is what a caller can write, not float32's nearest to it */
+        {"repeat_penalty", s->repeat_penalty, (double)0.01f, 100},
+        {"frequency_penalty", s->frequency_penalty, -100, 100},
+        {"presence_penalty", s->presence_penalty, -100, 100},
+        {"n_stop", (double)r->n_stop, 0, GR_MAX_STOPS},
+    };
+    int rc = 0;
+    for (size_t i = 0; i < sizeof table / sizeof *table && !rc; i++) {
+        rc = check_range(table[i].field, table[i].value, table[i].min, table[i].max, err);
+    }
+    return rc;
+}
+
+/* ---- adapters ------------------------------------------------------------------------------------------ */
+
+/* Adds to a set that is sorted by address; an adapter that is named twice adds up. Takes a reference. */
+static void add_use(gr_adapter_set *set, gr_adapter *a, float scale) {
+    int at = 0;
+    while (at < set->n && set->adapters[at] < a) {
+        at++;
+    }
+    if (at < set->n && set->adapters[at] == a) {
+        set->scales[at] += scale;
+        return;
+    }
+    for (int i = set->n; i > at; i--) {
+        set->adapters[i] = set->adapters[i - 1];
+        set->scales[i] = set->scales[i - 1];
+    }
+    set->adapters[at] = gr_adapter_retain(a);
+    set->scales[at] = scale;
+    set->n++;
+}
+
+static void drop_zero_scales(gr_adapter_set *set) {
+    int kept = 0;
+    for (int i = 0; i < set->n; i++) {
+        if (set->scales[i] == 0.0f) {
+            gr_adapter_release((gr_adapter *)set->adapters[i]);
+        } else {
+            set->adapters[kept] = set->adapters[i];
+            set->scales[kept++] = set->scales[i];
+        }
+    }
+    set->n = kept;
+}
+
+static int take_adapters(const graft *g, const graft_adapter_use *uses, size_t n, gr_job_spec *spec, graft_error *err) {
+    int rc = check_range("n_adapters", (double)n, 0, GR_MAX_USES, err);
+    if (rc || n == 0) {
+        return rc;
+    }
+    if (!uses) {
+        return bad(err, "adapters", "NULL, though n_adapters is not 0");
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (!uses[i].adapter || uses[i].adapter->g != g) {
+            return bad(err, "adapters", uses[i].adapter ? "one was loaded for another instance" : "one is NULL");
+        }
+        rc = check_range("adapters.scale", uses[i].scale, -MAX_SCALE, MAX_SCALE, err);
+        if (rc) {
+            return rc;
+        }
+        add_use(&spec->adapters, uses[i].adapter->farewell.adapter, uses[i].scale);
+    }
+    drop_zero_scales(&spec->adapters);
+    return 0;
+}
+
+/* ---- tokens -------------------------------------------------------------------------------------------- */
+
+static int check_text(const char *field, const char *text, graft_error *err) {
+    return gr_utf8_valid(text, strlen(text)) ? 0 : bad(err, field, "not valid UTF-8");
+}
+
+static int tokenize(const graft *g, const char *text, size_t length, bool special, int most, gr_job_spec *spec,
+                    graft_error *err) {
+    return gr_vocab_tokenize(gr_engine_vocab(g->engine), text, length, special, most, &spec->tokens, &spec->n_tokens,
+                             err);
+}
+
+static int copy_tokens(const graft *g, const int32_t *tokens, size_t n, int most, gr_job_spec *spec, graft_error *err) {
+    if (n > (size_t)most) {
+        return gr_fail(err, GRAFT_E_CONTEXT_LENGTH, "the prompt has %zu tokens, at most %d fit", n, most);
+    }
+    for (size_t i = 0; i < n; i++) {
+        int rc = check_range("tokens", tokens[i], 0, g->base->n_vocab - 1, err);
+        if (rc) {
+            return rc;
+        }
+    }
+    spec->tokens = gr_calloc(n + 1, sizeof *spec->tokens);
+    if (!spec->tokens) {
+        return gr_fail_memory(err, (n + 1) * sizeof *spec->tokens);
+    }
+    memcpy(spec->tokens, tokens, n * sizeof *tokens);
+    spec->n_tokens = (int)n;
+    return 0;
+}
+
+/* Generation needs a token to begin with: for an empty prompt that is the one which begins texts. */
+static int fill_empty(const graft *g, gr_job_spec *spec, graft_error *err) {
+    if (spec->n_tokens > 0) {
+        return 0;
+    }
+    llama_token begin = llama_vocab_bos(g->base->vocab);
+    if (begin == LLAMA_TOKEN_NULL) {
+        return bad(err, "prompt", "empty, and the model has no token that begins a text");
+    }
+    spec->tokens[0] = begin; /* there is always room for one */
+    spec->n_tokens = 1;
+    return 0;
+}
+
+/* ---- chat ---------------------------------------------------------------------------------------------- */
+
+static int check_messages(const graft_request *r, size_t *bytes, graft_error *err) {
+    int rc = check_range("n_messages", (double)r->n_messages, 1, MAX_MESSAGES, err);
+    *bytes = 0;
+    for (size_t i = 0; i < r->n_messages && !rc; i++) {
+        const graft_message *m = &r->messages[i];
+        if (!m->role || !m->content) {
+            return bad(err, "messages", "a role or content is NULL");
+        }
+        rc = check_text("messages.role", m->role, err);
+        rc = rc ? rc : check_text("messages.content", m->content, err);
+        *bytes += strlen(m->role) + strlen(m->content);
+    }
+    return rc;
+}
+
+static int apply_template(const char *template, const struct llama_chat_message *chat, size_t n, size_t bytes,
+                          char **out, size_t *length, graft_error *err) {
+    size_t room = bytes * 2 + 1024;
+    for (;;) {
+        char *text = gr_alloc(room + 1);
+        if (!text) {
+            return gr_fail_memory(err, room);
+        }
+        int32_t needed = llama_chat_apply_template(template, chat, n, true, text, (int32_t)room);
+        if (needed >= 0 && (size_t)needed <= room) {
+            *out = text;
+            *length = (size_t)needed;
+            return 0;
+        }
+        gr_free(text);
+        if (needed < 0) {
+            return gr_fail(err, GRAFT_E_NO_CHAT_TEMPLATE, "messages: the model's chat template is none that libllama knows");
+        }
+        room = (size_t)needed;
+    }
+}
+
+static int tokenize_messages(const graft *g, const graft_request *r, int most, gr_job_spec *spec, graft_error *err) {
+    const char *template = llama_model_chat_template(g->base->llama, NULL);
+    size_t bytes, length, longest = (size_t)gr_engine_vocab(g->engine)->longest_piece + 1;
+    char *text = NULL;
+    int rc = check_messages(r, &bytes, err);
+    if (rc) {
+        return rc;
+    }
+    if (!template) {
+        return gr_fail(err, GRAFT_E_NO_CHAT_TEMPLATE, "messages: the model has no chat template");
+    }
+    if (bytes / longest > (size_t)most) {
+        return gr_fail(err, GRAFT_E_CONTEXT_LENGTH, "the messages have %zu bytes, so at least %zu tokens; at most %d fit",
+                       bytes, bytes / longest, most);
+    }
+    struct llama_chat_message *chat = gr_calloc(r->n_messages, sizeof *chat);
+    if (!chat) {
+        return gr_fail_memory(err, r->n_messages * sizeof *chat);
+    }
+    for (size_t i = 0; i < r->n_messages; i++) {
+        chat[i] = (struct llama_chat_message){r->messages[i].role, r->messages[i].content};
+    }
+    rc = apply_template(template, chat, r->n_messages, bytes, &text, &length, err);
+    gr_free(chat);
+    /* The template's own markers must become special tokens. That a message can spell them too is libllama's way as
+     * well; who must keep users from it removes them from the content (docs: chat). */
+    rc = rc ? rc : tokenize(g, text, length, true, most, spec, err);
+    gr_free(text);
+    return rc;
+}
+
+static int take_prompt(const graft *g, const graft_request *r, gr_job_spec *spec, graft_error *err) {
+    int most = g->context - 1; /* one place for an answer */
+    if ((r->prompt != NULL) + (r->messages != NULL) + (r->tokens != NULL) != 1) {
+        return bad(err, "prompt", "exactly one of prompt, messages and tokens is needed");
+    }
+    int rc;
+    if (r->prompt) {
+        rc = check_text("prompt", r->prompt, err);
+        rc = rc ? rc : tokenize(g, r->prompt, strlen(r->prompt), r->special, most, spec, err);
+    } else if (r->messages) {
+        rc = tokenize_messages(g, r, most, spec, err);
+    } else {
+        rc = copy_tokens(g, r->tokens, r->n_tokens, most, spec, err);
+    }
+    return rc ? rc : fill_empty(g, spec, err);
+}
+
+/* ---- the rest of a request ------------------------------------------------------------------------------ */
+
+static int copy_stops(const graft_request *r, gr_job_spec *spec, graft_error *err) {
+    if (r->n_stop == 0) {
+        return 0;
+    }
+    if (!r->stop) {
+        return bad(err, "stop", "NULL, though n_stop is not 0");
+    }
+    spec->stop = gr_calloc(r->n_stop, sizeof *spec->stop);
+    if (!spec->stop) {
+        return gr_fail_memory(err, r->n_stop * sizeof *spec->stop);
+    }
+    for (; spec->n_stop < r->n_stop; spec->n_stop++) {
+        const char *s = r->stop[spec->n_stop];
+        size_t length = s ? strnlen(s, GR_MAX_STOP_BYTES + 1) : 0;
+        if (length < 1 || length > GR_MAX_STOP_BYTES || !gr_utf8_valid(s, length)) {
+            return bad(err, "stop", "a stop string must have 1 to 256 bytes of valid UTF-8");
+        }
+        spec->stop[spec->n_stop] = gr_strndup(s, length);
+        if (!spec->stop[spec->n_stop]) {
+            return gr_fail_memory(err, length);
+        }
+    }
+    return 0;
+}
+
+static int copy_sampling(const graft_request *r, gr_job_spec *spec, graft_error *err) {
+    spec->sampling = r->sampling;
+    spec->sampling.grammar = NULL;
+    if (r->sampling.grammar) {
+        spec->sampling.grammar = gr_strdup(r->sampling.grammar);
+        if (!spec->sampling.grammar) {
+            return gr_fail_memory(err, strlen(r->sampling.grammar));
+        }
+    }
+    return 0;
+}
+
+static int make_job(graft_job **out, const graft *g, const graft_request *r, graft_error *err) {
+    gr_job_spec spec = {.kind = GR_JOB_GENERATE, .ignore_eos = r->ignore_eos, .on_text = r->on_text, .user = r->user};
+    int rc = check_size(r->size, sizeof *r, err);
+    rc = rc ? rc : check_numbers(g, r, err);
+    rc = rc ? rc : take_adapters(g, r->adapters, r->n_adapters, &spec, err);
+    rc = rc ? rc : copy_sampling(r, &spec, err);
+    rc = rc ? rc : copy_stops(r, &spec, err);
+    rc = rc ? rc : take_prompt(g, r, &spec, err);
+    if (rc) {
+        gr_job_spec_finish(&spec);
+        return rc;
+    }
+    spec.max_tokens = r->max_tokens ? r->max_tokens : INT_MAX;
+    return gr_job_create(out, g->engine, &spec, err);
+}
+
+static void free_jobs(graft_job **jobs, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        graft_job_free(jobs[i]);
+    }
+}
+
+/* Says which request of several is meant. */
+static int name_request(graft_error *err, size_t i, size_t n) {
+    if (n > 1) {
+        graft_error plain = *err;
+        gr_fail(err, plain.code, "request %zu: %.440s", i, plain.message);
+    }
+    return err->code;
+}
+
+int graft_submit(graft_job **out, graft *g, const graft_request *requests, size_t n, graft_error *err) {
+    graft_error ignored;
+    err = err ? err : &ignored;
+    if (!out || !g || !requests) {
+        return bad(err, "graft_submit", "an argument is NULL");
+    }
+    int rc = check_range("n", (double)n, 1, MAX_REQUESTS, err);
+    if (rc) {
+        return rc;
+    }
+    graft_job **jobs = gr_calloc(n, sizeof *jobs);
+    if (!jobs) {
+        return gr_fail_memory(err, n * sizeof *jobs);
+    }
+    size_t made = 0;
+    while (made < n && !rc) {
+        rc = make_job(&jobs[made], g, &requests[made], err);
+        if (rc) {
+            name_request(err, made, n);
+        } else {
+            made++;
+        }
+    }
+    rc = rc ? rc : gr_engine_submit(g->engine, jobs, n, err);
+    if (rc) {
+        free_jobs(jobs, made);
+    } else {
+        memcpy(out, jobs, n * sizeof *jobs);
+    }
+    gr_free(jobs);
+    return rc;
+}
+
+/* ---- scoring ------------------------------------------------------------------------------------------- */
+
+typedef struct score_result {
+    graft_score_result info; /* first: what the caller has */
+    graft_job *job;          /* holds tokens and log-probabilities */
+    gr_buffer text;          /* the pieces, each with its NUL */
+    const char **pieces;
+} score_result;
+
+void graft_score_result_free(graft_score_result *r) {
+    if (r) {
+        score_result *s = (score_result *)r;
+        graft_job_free(s->job);
+        gr_buffer_finish(&s->text);
+        gr_free(s->pieces);
+        gr_free(s);
+    }
+}
+
+static int take_scored_text(const graft *g, const graft_score_request *r, gr_job_spec *spec, graft_error *err) {
+    if ((r->text != NULL) + (r->tokens != NULL) != 1) {
+        return bad(err, "text", "exactly one of text and tokens is needed");
+    }
+    int rc;
+    if (r->text) {
+        rc = check_text("text", r->text, err);
+        rc = rc ? rc : tokenize(g, r->text, strlen(r->text), true, g->context, spec, err);
+    } else {
+        rc = copy_tokens(g, r->tokens, r->n_tokens, g->context, spec, err);
+    }
+    return rc ? rc : fill_empty(g, spec, err);
+}
+
+static int run_score(graft_job **out, const graft *g, const graft_score_request *r, graft_error *err) {
+    gr_job_spec spec = {.kind = GR_JOB_SCORE, .max_tokens = 1, .on_logits = r->on_logits, .user = r->user};
+    int rc = check_size(r->size, sizeof *r, err);
+    rc = rc ? rc : take_adapters(g, r->adapters, r->n_adapters, &spec, err);
+    rc = rc ? rc : take_scored_text(g, r, &spec, err);
+    if (rc) {
+        gr_job_spec_finish(&spec);
+        return rc;
+    }
+    graft_job *job;
+    rc = gr_job_create(&job, g->engine, &spec, err);
+    if (rc) {
+        return rc;
+    }
+    rc = gr_engine_submit(g->engine, &job, 1, err);
+    if (!rc) {
+        const graft_result *result = graft_job_wait(job);
+        rc = result->error.code;
+        if (rc && err) {
+            *err = result->error;
+        }
+    }
+    if (rc) {
+        graft_job_free(job);
+        return rc;
+    }
+    *out = job;
+    return 0;
+}
+
+static int list_pieces(score_result *s, const graft *g, graft_error *err) {
+    const gr_job_spec *spec = &s->job->spec;
+    size_t n = (size_t)spec->n_tokens;
+    size_t *at = gr_calloc(n, sizeof *at);
+    s->pieces = gr_calloc(n, sizeof *s->pieces);
+    bool ok = at && s->pieces;
+    for (size_t i = 0; i < n && ok; i++) {
+        at[i] = s->text.length;
+        ok = gr_vocab_piece(gr_engine_vocab(g->engine), spec->tokens[i], true, &s->text) &&
+             gr_buffer_append(&s->text, "", 1);
+    }
+    for (size_t i = 0; i < n && ok; i++) {
+        s->pieces[i] = s->text.data + at[i];
+    }
+    gr_free(at);
+    return ok ? 0 : gr_fail_memory(err, n * sizeof *s->pieces);
+}
+
+static double perplexity(const float *logprobs, size_t n) {
+    double sum = 0;
+    for (size_t i = 1; i < n; i++) {
+        sum += logprobs[i];
+    }
+    return n > 1 ? exp(-sum / (double)(n - 1)) : (double)NAN;
+}
+
+int graft_score(graft_score_result **out, graft *g, const graft_score_request *request, graft_error *err) {
+    if (!out || !g || !request) {
+        return bad(err, "graft_score", "an argument is NULL");
+    }
+    score_result *s = gr_zalloc(sizeof *s);
+    if (!s) {
+        return gr_fail_memory(err, sizeof *s);
+    }
+    gr_buffer_init(&s->text, GR_MAX_TEXT);
+    int rc = run_score(&s->job, g, request, err);
+    rc = rc ? rc : list_pieces(s, g, err);
+    if (rc) {
+        graft_score_result_free(&s->info);
+        return rc;
+    }
+    size_t n = (size_t)s->job->spec.n_tokens;
+    s->info = (graft_score_result){n, s->job->spec.tokens, s->pieces, gr_job_logprobs(s->job), 0};
+    s->info.perplexity = perplexity(s->info.logprobs, n);
+    *out = &s->info;
+    return 0;
+}

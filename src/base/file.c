@@ -1,0 +1,139 @@
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* O_CLOEXEC and friends everywhere */
+#endif
+#include "file.h"
+
+#include "memory.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#if defined(__APPLE__)
+#define MTIME(st) ((st).st_mtimespec)
+#define CTIME(st) ((st).st_ctimespec)
+#else
+#define MTIME(st) ((st).st_mtim)
+#define CTIME(st) ((st).st_ctim)
+#endif
+
+static int64_t nanoseconds(struct timespec t) {
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void set_name(gr_file *f, const char *path) {
+    const char *slash = strrchr(path, '/');
+    const char *last = slash && slash[1] ? slash + 1 : path;
+    char quoted[GR_QUOTE_SIZE];
+    snprintf(f->name, sizeof f->name, "%.250s", gr_quote(quoted, last, strlen(last)));
+}
+
+int gr_file_open(gr_file *out, int dir_fd, const char *path, graft_error *err) {
+    gr_file f = {.fd = -1};
+    set_name(&f, path);
+    /* O_NONBLOCK: opening a FIFO would otherwise wait for a writer. */
+    do {
+        f.fd = openat(dir_fd, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    } while (f.fd < 0 && errno == EINTR);
+    if (f.fd < 0) {
+        if (errno == ENOENT || errno == ENOTDIR) {
+            return gr_fail(err, GRAFT_E_ADAPTER_FILE_MISSING, "%s: does not exist", f.name);
+        }
+        /* A socket or a device without a driver cannot be opened at all. */
+        int code = errno == ENXIO || errno == ENODEV || errno == EOPNOTSUPP ? GRAFT_E_NOT_REGULAR_FILE : GRAFT_E_NOT_READABLE;
+        return gr_fail(err, code, "%s: cannot be opened: %s", f.name, strerror(errno));
+    }
+    struct stat st;
+    if (fstat(f.fd, &st) != 0) {
+        int saved = errno;
+        close(f.fd);
+        return gr_fail(err, GRAFT_E_IO_ERROR, "%s: cannot be examined: %s", f.name, strerror(saved));
+    }
+    if (!S_ISREG(st.st_mode)) {
+        close(f.fd);
+        return gr_fail(err, GRAFT_E_NOT_REGULAR_FILE, "%s: is %s, a regular file is needed", f.name,
+                       S_ISDIR(st.st_mode) ? "a folder" : S_ISFIFO(st.st_mode) ? "a FIFO" : "a device or socket");
+    }
+    f.size = (uint64_t)st.st_size;
+    f.inode = st.st_ino;
+    f.device = (uint64_t)st.st_dev;
+    f.mtime_ns = nanoseconds(MTIME(st));
+    f.ctime_ns = nanoseconds(CTIME(st));
+    *out = f;
+    return 0;
+}
+
+void gr_file_close(gr_file *f) {
+    if (f->fd >= 0) {
+        close(f->fd);
+        f->fd = -1;
+    }
+}
+
+int gr_file_read(const gr_file *f, void *out, size_t length, uint64_t offset, graft_error *err) {
+    enum { MOST_AT_ONCE = 1 << 30 }; /* some systems refuse reads of 2 GiB and more */
+    char *p = out;
+    while (length > 0) {
+        ssize_t n = pread(f->fd, p, length < MOST_AT_ONCE ? length : MOST_AT_ONCE, (off_t)offset);
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0) {
+            return gr_fail(err, GRAFT_E_IO_ERROR, "%s: reading at byte %" PRIu64 " failed: %s", f->name, offset,
+                           strerror(errno));
+        }
+        if (n == 0) {
+            return gr_fail(err, GRAFT_E_CHANGED_WHILE_READING, "%s: ended at byte %" PRIu64 " while it was read, had %" PRIu64,
+                           f->name, offset, f->size);
+        }
+        p += n;
+        offset += (uint64_t)n;
+        length -= (size_t)n;
+    }
+    return 0;
+}
+
+int gr_file_unchanged(const gr_file *f, graft_error *err) {
+    struct stat st;
+    if (fstat(f->fd, &st) != 0) {
+        return gr_fail(err, GRAFT_E_IO_ERROR, "%s: cannot be examined: %s", f->name, strerror(errno));
+    }
+    /* Not ctime: a rename or a new hard link changes it and not the content. */
+    if ((uint64_t)st.st_size != f->size || nanoseconds(MTIME(st)) != f->mtime_ns) {
+        return gr_fail(err, GRAFT_E_CHANGED_WHILE_READING, "%s: was written to while it was read", f->name);
+    }
+    return 0;
+}
+
+int gr_file_read_all(char **out, size_t *length, int dir_fd, const char *path, size_t max, graft_error *err) {
+    gr_file f;
+    int rc = gr_file_open(&f, dir_fd, path, err);
+    if (rc) {
+        return rc;
+    }
+    char *data = NULL;
+    if (f.size > max) {
+        rc = gr_fail(err, GRAFT_E_TOO_LARGE, "%s: has %" PRIu64 " bytes, at most %zu are read", f.name, f.size, max);
+        goto done;
+    }
+    data = gr_alloc((size_t)f.size + 1);
+    if (!data) {
+        rc = gr_fail_memory(err, (size_t)f.size + 1);
+        goto done;
+    }
+    if ((rc = gr_file_read(&f, data, (size_t)f.size, 0, err)) != 0 || (rc = gr_file_unchanged(&f, err)) != 0) {
+        goto done;
+    }
+    data[f.size] = '\0';
+    *out = data;
+    *length = (size_t)f.size;
+    data = NULL;
+done:
+    gr_free(data);
+    gr_file_close(&f);
+    return rc;
+}

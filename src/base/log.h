@@ -1,0 +1,15 @@
+/* Where library code says things: to the callback that the application gave, or to nobody. */
+#ifndef GR_LOG_H
+#define GR_LOG_H
+
+#include "error.h"
+
+typedef struct gr_log {
+    graft_log_fn fn; /* NULL = silent */
+    void *user;
+} gr_log;
+
+/* One line; cut at 1000 bytes. Any thread. Text from outside goes through gr_quote first. */
+void gr_log_line(const gr_log *log, graft_log_level level, const char *format, ...) GR_PRINTF(3, 4);
+
+#endif

@@ -1,0 +1,596 @@
+#include "engine.h"
+
+#include "base/clock.h"
+#include "base/memory.h"
+#include "decoder.h"
+#include "job.h"
+#include "scheduler.h"
+#include "sequence.h"
+
+#include <stdio.h>
+#include <string.h>
+
+struct gr_engine {
+    gr_engine_options options;
+    gr_base_model *base;
+    gr_vocab vocab;
+    gr_decoder *decoder;
+    pthread_t thread;
+    bool started;
+
+    /* the decode thread's */
+    gr_sequence slots[GR_MAX_SLOTS];
+    llama_token *tokens;    /* [slots][context]: the sequences' */
+    int n_active;
+    gr_sequence *alone;     /* a suspect that runs without company, or NULL */
+    uint64_t admitted, step;
+    gr_draw draw;
+    gr_span *spans;         /* [slots] */
+    gr_farewell *leaving;   /* adapters whose last handle is gone */
+    bool rows;              /* how this step applies adapters */
+
+    /* under `mutex` */
+    gr_mutex mutex;         /* GR_RANK_ENGINE_QUEUE */
+    gr_cond wake;           /* something for the decode thread */
+    gr_cond ready;          /* `opened` */
+    graft_job *first, *last; /* waiting for a slot, oldest first */
+    size_t n_waiting;
+    gr_farewell *farewells; /* new ones */
+    bool stop;
+    bool ever_grouped;      /* libllama may have twins of adapters */
+    bool opened;            /* the self-test is over */
+    int open_status;
+    graft_error open_error;
+    graft_apply apply;      /* ROWS or GROUPED */
+    bool rows_work;
+    const char *reason;     /* one of the next three, or a literal; their text never changes once set */
+    char reason_opened[160], reason_broken[160];
+    graft_stats stats;
+};
+
+/* ---- opening: which way to apply adapters -------------------------------------------------------------- */
+
+static int judge_rows(gr_engine *e, graft_error *err) {
+    e->rows_work = true;
+    if (!e->base->arch) {
+        snprintf(e->reason_opened, sizeof e->reason_opened, "no adapters on this architecture, nothing to test");
+    } else if (e->base->offloaded) {
+        e->rows_work = false;
+        snprintf(e->reason_opened, sizeof e->reason_opened, "layers may lie on a GPU, whose memory is out of reach");
+    } else if (!e->options.self_test) {
+        snprintf(e->reason_opened, sizeof e->reason_opened, "not tested: the self-test is switched off");
+    } else {
+        graft_error why;
+        int rc = gr_decoder_selftest(e->decoder, &e->rows_work, e->reason_opened, &why);
+        if (rc == GRAFT_E_OUT_OF_MEMORY) {
+            *err = why;
+            return rc;
+        }
+        if (rc) {
+            e->rows_work = false;
+            snprintf(e->reason_opened, sizeof e->reason_opened, "%.150s", why.message);
+        }
+    }
+    return 0;
+}
+
+static int refuse_rows(const gr_engine *e, graft_error *err) {
+    return gr_fail(err, GRAFT_E_SELF_TEST_FAILED, "apply = rows: %s", e->reason_opened);
+}
+
+static void open_on_thread(gr_engine *e) {
+    graft_error error = {0};
+    int rc = judge_rows(e, &error);
+    if (!rc && e->options.apply == GRAFT_APPLY_ROWS && !e->rows_work) {
+        rc = refuse_rows(e, &error);
+    }
+    gr_mutex_lock(&e->mutex);
+    bool grouped = e->options.apply == GRAFT_APPLY_GROUPED;
+    e->apply = grouped || !e->rows_work ? GRAFT_APPLY_GROUPED : GRAFT_APPLY_ROWS;
+    e->reason = grouped ? "asked for" : e->reason_opened;
+    e->open_status = rc;
+    e->open_error = error;
+    e->opened = true;
+    gr_cond_broadcast(&e->ready);
+    gr_mutex_unlock(&e->mutex);
+}
+
+/* ---- ends ---------------------------------------------------------------------------------------------- */
+
+/* Frees the adapters that nobody else holds any more. */
+static void see_off(gr_engine *e, bool all) {
+    gr_farewell **at = &e->leaving;
+    while (*at) {
+        gr_farewell *f = *at;
+        if (!all && atomic_load(&f->adapter->references) > 1) {
+            at = &f->next;
+            continue;
+        }
+        *at = f->next;
+        gr_decoder_forget_adapter(e->decoder, f->adapter);
+        gr_adapter_release(f->adapter);
+        gr_free(f);
+    }
+}
+
+/* Adapters first: who waits for the job may then see their memory gone. */
+static void finish_job(gr_engine *e, graft_job *job, const gr_ending *ending) {
+    gr_job_conclude(job, ending);
+    see_off(e, false);
+    gr_job_announce(job);
+}
+
+static void retire(gr_engine *e) {
+    for (int i = 0; i < e->options.slots; i++) {
+        gr_sequence *s = &e->slots[i];
+        if (s->job && s->ended) {
+            gr_decoder_forget_sequence(e->decoder, s->slot);
+            finish_job(e, s->job, &s->ending);
+            s->job = NULL;
+            e->n_active--;
+            e->alone = e->alone == s ? NULL : e->alone;
+        }
+    }
+}
+
+static void cancel_active(gr_engine *e) {
+    for (int i = 0; i < e->options.slots; i++) {
+        gr_sequence *s = &e->slots[i];
+        if (s->job && atomic_load(&s->job->cancelled)) {
+            gr_sequence_cancel(s);
+        }
+    }
+    retire(e);
+}
+
+/* ---- the queue ----------------------------------------------------------------------------------------- */
+
+/* Takes the cancelled jobs out of the queue, as a list. Under the mutex. */
+static graft_job *take_cancelled(gr_engine *e) {
+    graft_job *taken = NULL, **at = &e->first;
+    e->last = NULL;
+    while (*at) {
+        graft_job *job = *at;
+        if (atomic_load(&job->cancelled)) {
+            *at = job->next;
+            job->next = taken;
+            taken = job;
+            e->n_waiting--;
+        } else {
+            e->last = job;
+            at = &job->next;
+        }
+    }
+    return taken;
+}
+
+/* Moves waiting jobs into free slots. Under the mutex. */
+static void admit(gr_engine *e) {
+    for (int i = 0; i < e->options.slots && e->first; i++) {
+        if (!e->slots[i].job) {
+            graft_job *job = e->first;
+            e->first = job->next;
+            e->last = e->first ? e->last : NULL;
+            e->n_waiting--;
+            gr_sequence_start(&e->slots[i], job, ++e->admitted);
+            e->n_active++;
+        }
+    }
+}
+
+static void take_farewells(gr_engine *e) {
+    while (e->farewells) {
+        gr_farewell *f = e->farewells;
+        e->farewells = f->next;
+        f->next = e->leaving;
+        e->leaving = f;
+    }
+}
+
+/* Sleeps until there is something to do, then brings in what came. False when the engine is to stop. */
+static bool collect(gr_engine *e) {
+    gr_mutex_lock(&e->mutex);
+    while (!e->stop && !e->first && e->n_active == 0 && !e->farewells) {
+        gr_cond_wait(&e->wake, &e->mutex);
+    }
+    bool go_on = !e->stop;
+    take_farewells(e);
+    graft_job *cancelled = take_cancelled(e);
+    if (go_on) {
+        admit(e);
+    }
+    e->rows = e->apply == GRAFT_APPLY_ROWS;
+    e->ever_grouped |= !e->rows && e->n_active > 0;
+    gr_mutex_unlock(&e->mutex);
+
+    gr_ending ending = {GRAFT_FINISH_CANCELLED, {0}};
+    gr_fail(&ending.error, GRAFT_E_CANCELLED, "the request was cancelled before it began");
+    while (cancelled) {
+        graft_job *job = cancelled;
+        cancelled = job->next;
+        finish_job(e, job, &ending);
+    }
+    see_off(e, false);
+    return go_on;
+}
+
+/* ---- suspects ------------------------------------------------------------------------------------------ */
+
+/*
+ * NaN and infinity do not stay where they arise. Attention runs over all cells of the cache and masks those of other
+ * sequences afterwards, and NaN times a weight of zero is NaN; so one sequence's overflow can show in any other, and
+ * in later ones through cells that are free again. Therefore nobody is blamed for bad logits at once: the cache is
+ * cleared, and each suspect runs alone, from its first token on, until its logits say who it was. The others wait and
+ * are computed anew afterwards. It costs some prompts' worth of time, and only when an adapter overflows.
+ */
+static void clear_cache(gr_engine *e) {
+    gr_decoder_clear(e->decoder);
+    for (int i = 0; i < e->options.slots; i++) {
+        e->slots[i].n_past = 0;
+    }
+}
+
+/* The next suspect, oldest first, gets the cache for itself. */
+static void isolate_suspect(gr_engine *e) {
+    gr_sequence *oldest = NULL;
+    for (int i = 0; i < e->options.slots; i++) {
+        gr_sequence *s = &e->slots[i];
+        if (s->job && s->suspect && (!oldest || s->age < oldest->age)) {
+            oldest = s;
+        }
+    }
+    if (oldest) {
+        clear_cache(e);
+        e->alone = oldest;
+    }
+}
+
+static void judge(gr_engine *e, gr_sequence *s) {
+    if (s->verdict == GR_LOGITS_GOOD) {
+        s->suspect = false;
+        e->alone = e->alone == s ? NULL : e->alone;
+    } else if (s->verdict == GR_LOGITS_BAD && e->alone == s) {
+        gr_sequence_convict(s);
+        clear_cache(e);
+    } else if (s->verdict == GR_LOGITS_BAD) {
+        gr_log_line(e->options.log, GRAFT_LOG_WARN, "logits hold NaN or infinity; looking for the request that did it");
+        s->suspect = true;
+    }
+}
+
+/* ---- one step ------------------------------------------------------------------------------------------ */
+
+/* Who takes part in the step. */
+static int choose(gr_engine *e, gr_sequence **of) {
+    int n = 0;
+    if (!e->alone) {
+        isolate_suspect(e);
+    }
+    for (int i = 0; i < e->options.slots; i++) {
+        gr_sequence *s = &e->slots[i];
+        if (s->job && (!e->alone || e->alone == s)) {
+            of[n++] = s;
+        }
+    }
+    return n;
+}
+
+/* Who gets how many rows; the answer as spans. Returns how many spans. */
+static int plan_step(gr_engine *e) {
+    gr_sched_item items[GR_MAX_SLOTS];
+    gr_sequence *of[GR_MAX_SLOTS];
+    int n = choose(e, of), n_spans = 0;
+    for (int i = 0; i < n; i++) {
+        items[i] = gr_sequence_item(of[i]);
+    }
+    gr_schedule(items, n, e->options.batch, gr_decoder_max_outputs(e->decoder));
+    int64_t now = gr_now_us();
+    e->step++;
+    for (int i = 0; i < n; i++) {
+        if (items[i].rows > 0) {
+            e->spans[n_spans++] = gr_sequence_span(of[i], items[i].rows);
+            of[i]->served = e->step;
+            of[i]->job->first_row = of[i]->job->first_row ? of[i]->job->first_row : now;
+        }
+    }
+    return n_spans;
+}
+
+static void on_logits(void *user, gr_span *span, int row, int count, const float *logits) {
+    gr_engine *e = user;
+    gr_sequence_logits(span->user, &e->draw, row, count, logits);
+}
+
+/* Counts the step's rows, before the sequences move on. */
+static void count_rows(const gr_engine *e, int n_spans, uint64_t *generating, uint64_t *prompt) {
+    *generating = *prompt = 0;
+    for (int i = 0; i < n_spans; i++) {
+        bool generates = gr_sequence_generates(e->spans[i].user);
+        *(generates ? generating : prompt) += (uint64_t)e->spans[i].n;
+    }
+}
+
+static void note_step(gr_engine *e, uint64_t generating, uint64_t prompt, double ms, bool rows_work) {
+    gr_decoder_stats of_decoder = gr_decoder_get_stats(e->decoder);
+    gr_mutex_lock(&e->mutex);
+    graft_stats *s = &e->stats;
+    s->decode_tokens += generating;
+    s->prompt_tokens += prompt;
+    if (prompt > 0) {
+        s->prompt_steps++;
+        s->prompt_ms += ms;
+    } else {
+        s->decode_steps++;
+        s->decode_ms += ms;
+    }
+    s->largest_batch = of_decoder.largest_batch;
+    s->most_adapters = of_decoder.most_adapters;
+    s->retried_steps = of_decoder.retried_steps;
+    if (!rows_work && e->rows_work) {
+        e->rows_work = false;
+        e->ever_grouped = true;
+        e->apply = GRAFT_APPLY_GROUPED;
+        snprintf(e->reason_broken, sizeof e->reason_broken, "rows stopped working while running; the log says why");
+        e->reason = e->reason_broken;
+    }
+    gr_mutex_unlock(&e->mutex);
+}
+
+static void step(gr_engine *e) {
+    uint64_t generating, prompt;
+    int n = plan_step(e);
+    count_rows(e, n, &generating, &prompt);
+    int64_t begin = gr_now_us();
+    bool rows_work = gr_decoder_run(e->decoder, e->spans, n, e->rows, on_logits, e);
+    double ms = (double)(gr_now_us() - begin) / 1e3;
+    for (int i = 0; i < n; i++) {
+        gr_sequence *s = e->spans[i].user;
+        if (e->spans[i].error.code) {
+            gr_sequence_end(s, GRAFT_FINISH_ERROR, &e->spans[i].error);
+        } else {
+            s->n_past += e->spans[i].n;
+            judge(e, s);
+        }
+    }
+    note_step(e, generating, prompt, ms, rows_work);
+    retire(e);
+}
+
+/* ---- the thread ---------------------------------------------------------------------------------------- */
+
+static void end_all(gr_engine *e) {
+    gr_ending ending = {GRAFT_FINISH_ERROR, {0}};
+    gr_fail(&ending.error, GRAFT_E_SHUTTING_DOWN, "the instance was closed before the request ended");
+    for (int i = 0; i < e->options.slots; i++) {
+        if (e->slots[i].job) {
+            gr_sequence_end(&e->slots[i], GRAFT_FINISH_ERROR, &ending.error);
+        }
+    }
+    retire(e);
+    gr_mutex_lock(&e->mutex);
+    graft_job *job = e->first;
+    e->first = e->last = NULL;
+    e->n_waiting = 0;
+    take_farewells(e);
+    gr_mutex_unlock(&e->mutex);
+    while (job) {
+        graft_job *next = job->next;
+        finish_job(e, job, &ending);
+        job = next;
+    }
+    see_off(e, true);
+}
+
+static void *decode_thread(void *arg) {
+    gr_engine *e = arg;
+    open_on_thread(e);
+    while (collect(e)) {
+        cancel_active(e);
+        if (e->n_active > 0) {
+            step(e);
+        }
+    }
+    end_all(e);
+    return NULL;
+}
+
+/* ---- making and freeing -------------------------------------------------------------------------------- */
+
+/* Full size from the beginning: what graft holds then changes with adapters and requests only. */
+static int make_piece_buffer(gr_buffer *piece, size_t longest, graft_error *err) {
+    gr_buffer_init(piece, longest);
+    for (size_t i = 0; i < longest; i++) {
+        gr_buffer_append(piece, "", 1);
+    }
+    return piece->failed ? gr_fail_memory(err, longest) : 0;
+}
+
+static int make_parts(gr_engine *e, graft_error *err) {
+    int rc = gr_vocab_init(&e->vocab, e->base->vocab, err);
+    if (rc) {
+        return rc;
+    }
+    e->draw.vocab = &e->vocab;
+    e->draw.context = e->options.context;
+    rc = make_piece_buffer(&e->draw.piece, (size_t)e->vocab.longest_piece, err);
+    if (rc) {
+        return rc;
+    }
+    e->draw.scratch = gr_calloc((size_t)e->vocab.n_tokens, sizeof *e->draw.scratch);
+    e->spans = gr_calloc((size_t)e->options.slots, sizeof *e->spans);
+    e->tokens = gr_calloc((size_t)e->options.slots * (size_t)e->options.context, sizeof *e->tokens);
+    if (!e->draw.scratch || !e->spans || !e->tokens) {
+        return gr_fail_memory(err, (size_t)e->vocab.n_tokens * sizeof *e->draw.scratch);
+    }
+    for (int i = 0; i < e->options.slots; i++) {
+        e->slots[i].slot = i;
+        e->slots[i].tokens = e->tokens + (size_t)i * (size_t)e->options.context;
+    }
+    const gr_engine_options *o = &e->options;
+    gr_decoder_options decoder = {o->slots, o->context, o->batch, o->threads, o->kv_type, o->log};
+    return gr_decoder_create(&e->decoder, e->base, &decoder, err);
+}
+
+/* Waits for the decode thread's verdict on the base. */
+static int wait_opened(gr_engine *e, graft_error *err) {
+    gr_mutex_lock(&e->mutex);
+    while (!e->opened) {
+        gr_cond_wait(&e->ready, &e->mutex);
+    }
+    int rc = e->open_status;
+    if (rc && err) {
+        *err = e->open_error;
+    }
+    gr_mutex_unlock(&e->mutex);
+    return rc;
+}
+
+int gr_engine_create(gr_engine **out, gr_base_model *base, const gr_engine_options *options, graft_error *err) {
+    gr_engine *e = gr_zalloc(sizeof *e);
+    if (!e) {
+        return gr_fail_memory(err, sizeof *e);
+    }
+    e->options = *options;
+    e->base = base;
+    gr_mutex_init(&e->mutex, GR_RANK_ENGINE_QUEUE);
+    gr_cond_init(&e->wake);
+    gr_cond_init(&e->ready);
+    int rc = make_parts(e, err);
+    if (!rc) {
+        int no_thread = gr_thread_start(&e->thread, decode_thread, e);
+        e->started = !no_thread;
+        rc = no_thread ? gr_fail(err, GRAFT_E_OUT_OF_MEMORY, "cannot start the decode thread: %s", strerror(no_thread))
+                       : wait_opened(e, err);
+    }
+    if (rc) {
+        gr_engine_free(e);
+        return rc;
+    }
+    *out = e;
+    return 0;
+}
+
+void gr_engine_free(gr_engine *e) {
+    if (!e) {
+        return;
+    }
+    if (e->started) {
+        gr_mutex_lock(&e->mutex);
+        e->stop = true;
+        gr_cond_signal(&e->wake);
+        gr_mutex_unlock(&e->mutex);
+        pthread_join(e->thread, NULL);
+    }
+    gr_decoder_free(e->decoder);
+    gr_free(e->spans);
+    gr_free(e->tokens);
+    gr_free(e->draw.scratch);
+    gr_buffer_finish(&e->draw.piece);
+    gr_vocab_finish(&e->vocab);
+    gr_cond_finish(&e->ready);
+    gr_cond_finish(&e->wake);
+    gr_mutex_finish(&e->mutex);
+    gr_free(e);
+}
+
+/* ---- from other threads -------------------------------------------------------------------------------- */
+
+static void append(gr_engine *e, graft_job *job, int64_t now) {
+    job->done = false; /* nobody else has the job yet */
+    job->submitted = now;
+    job->next = NULL;
+    if (e->last) {
+        e->last->next = job;
+    } else {
+        e->first = job;
+    }
+    e->last = job;
+    e->n_waiting++;
+}
+
+int gr_engine_submit(gr_engine *e, graft_job *const *jobs, size_t n, graft_error *err) {
+    int64_t now = gr_now_us();
+    int rc = 0;
+    gr_mutex_lock(&e->mutex);
+    if (e->stop) {
+        rc = gr_fail(err, GRAFT_E_SHUTTING_DOWN, "the instance is closing");
+    } else if (n > GR_MAX_QUEUE - e->n_waiting) {
+        rc = gr_fail(err, GRAFT_E_OUT_OF_MEMORY, "the queue is full: %zu requests wait, at most %d may", e->n_waiting,
+                     GR_MAX_QUEUE);
+    } else {
+        for (size_t i = 0; i < n; i++) {
+            append(e, jobs[i], now);
+        }
+        gr_cond_signal(&e->wake);
+    }
+    gr_mutex_unlock(&e->mutex);
+    return rc;
+}
+
+void gr_engine_forget(gr_engine *e, gr_farewell *f) {
+    gr_mutex_lock(&e->mutex);
+    /* A job takes its references before the handle goes, so a count of one cannot rise again. */
+    bool now = !e->ever_grouped && atomic_load(&f->adapter->references) == 1;
+    if (!now) {
+        f->next = e->farewells;
+        e->farewells = f;
+        gr_cond_signal(&e->wake);
+    }
+    gr_mutex_unlock(&e->mutex);
+    if (now) {
+        gr_adapter_release(f->adapter);
+        gr_free(f);
+    }
+}
+
+int gr_engine_set_apply(gr_engine *e, graft_apply apply, graft_error *err) {
+    int rc = 0;
+    gr_mutex_lock(&e->mutex);
+    if (apply == GRAFT_APPLY_ROWS && !e->rows_work) {
+        rc = gr_fail(err, GRAFT_E_SELF_TEST_FAILED, "apply = rows: %s",
+                     e->reason_broken[0] ? e->reason_broken : e->reason_opened);
+    } else {
+        bool grouped = apply == GRAFT_APPLY_GROUPED;
+        e->apply = grouped || !e->rows_work ? GRAFT_APPLY_GROUPED : GRAFT_APPLY_ROWS;
+        e->reason = grouped ? "asked for" : e->reason_broken[0] ? e->reason_broken : e->reason_opened;
+    }
+    gr_mutex_unlock(&e->mutex);
+    return rc;
+}
+
+/* The getters' engine is const for the caller; the mutex is not part of what it sees. */
+static gr_mutex *mutex_of(const gr_engine *e) {
+    return &((gr_engine *)e)->mutex;
+}
+
+graft_apply gr_engine_apply(const gr_engine *e) {
+    gr_mutex_lock(mutex_of(e));
+    graft_apply apply = e->apply;
+    gr_mutex_unlock(mutex_of(e));
+    return apply;
+}
+
+const char *gr_engine_apply_reason(const gr_engine *e) {
+    gr_mutex_lock(mutex_of(e));
+    const char *reason = e->reason;
+    gr_mutex_unlock(mutex_of(e));
+    return reason;
+}
+
+void gr_engine_stats(const gr_engine *e, graft_stats *out) {
+    gr_mutex_lock(mutex_of(e));
+    *out = e->stats;
+    gr_mutex_unlock(mutex_of(e));
+}
+
+const char *gr_engine_kernels(const gr_engine *e) {
+    return gr_decoder_kernels(e->decoder);
+}
+
+uint64_t gr_engine_context_bytes(const gr_engine *e) {
+    return gr_decoder_context_bytes(e->decoder);
+}
+
+const gr_vocab *gr_engine_vocab(const gr_engine *e) {
+    return &e->vocab;
+}

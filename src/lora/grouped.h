@@ -1,0 +1,29 @@
+/*
+ * The second way: libllama's own adapter path, fed from our verified adapter through a GGUF made in memory, so
+ * that libllama never parses a stranger's file. Used where rows cannot be (GPU, failed self-test) and as the
+ * baseline in benchmarks. Decode thread only: libllama keeps its list of adapters without a lock.
+ */
+#ifndef GR_GROUPED_H
+#define GR_GROUPED_H
+
+#include "lora/row_plan.h"
+
+#include <llama.h>
+
+typedef struct gr_grouped gr_grouped;
+
+/* Keeps libllama's twin of each adapter that was used, until gr_grouped_forget. A twin is a second copy of the
+ * matrices, in libllama's memory. For one context. */
+int gr_grouped_create(gr_grouped **out, const gr_base_model *base, graft_error *err);
+/* Frees all twins: after the context, before the model. */
+void gr_grouped_free(gr_grouped *g);
+
+/* Sets the context's adapters to `set` (NULL or empty: none), making twins as needed. Cheap if already set; else
+ * libllama reserves its graph anew in the next decode. Call with NULL before decoding by rows.
+ * Errors: OUT_OF_MEMORY, INTERNAL (libllama refused); the context's adapters are then as before. */
+int gr_grouped_select(gr_grouped *g, struct llama_context *ctx, const gr_adapter_set *set, graft_error *err);
+
+/* Frees the twin of an adapter that is going away, if there is one, and first deselects it in the context. */
+void gr_grouped_forget(gr_grouped *g, struct llama_context *ctx, const gr_adapter *adapter);
+
+#endif

@@ -1,0 +1,61 @@
+/*
+ * The registry: which adapters there are, by name, and what happened to them. graft.h's section of the same name says what
+ * each function does; src/api_registry.c checks arguments and calls these. `gr_registry` is `graft_registry`.
+ *
+ *     names.c     what a name may be               index.c    the registry in memory, which answers
+ *     lock.c      one writer per file              store.c    the file: SQLite
+ *     examine.c   an adapter's files               load.c     file -> memory, at opening
+ *     scan.c      a folder of adapters             writer.c   the thread that owns the file
+ *     put.c       the changes                      history.c  events -> counters, log
+ *     list.c      snapshots for callers            registry.c opening, closing, the catalog
+ */
+#ifndef GR_REGISTRY_H
+#define GR_REGISTRY_H
+
+#include "graft.h"
+#include "loader/catalog.h"
+
+typedef graft_registry gr_registry;
+
+/* `options` as graft_registry_open checked them. */
+int gr_registry_open(gr_registry **out, const graft_registry_options *options, graft_error *err);
+void gr_registry_close(gr_registry *r);
+
+/* What the loader asks. Borrowed: the registry must outlive it. */
+gr_catalog gr_registry_catalog(gr_registry *r);
+
+/* From now on LOADED events are noted as being on the base with this fingerprint (gr_base_model's). Errors: OUT_OF_MEMORY. */
+int gr_registry_set_base(gr_registry *r, const uint8_t fingerprint[32], graft_error *err);
+
+/* Writes the history down now. Errors: as a change's. */
+int gr_registry_flush(gr_registry *r, graft_error *err);
+
+/* Names are checked; the rest is the caller's to give rightly (no NULL but where graft.h allows it). */
+int gr_registry_project_add(gr_registry *r, const char *project, graft_error *err);
+int gr_registry_project_rename(gr_registry *r, const char *from, const char *to, graft_error *err);
+int gr_registry_project_remove(gr_registry *r, const char *project, graft_error *err);
+int gr_registry_adapter_add(gr_registry *r, const char *project, const char *adapter, const char *path, unsigned flags,
+                            graft_error *err);
+int gr_registry_adapter_remove(gr_registry *r, const char *project, const char *adapter, graft_error *err);
+int gr_registry_adapter_pin(gr_registry *r, const char *project, const char *adapter, bool pinned, graft_error *err);
+int gr_registry_adapter_reload(gr_registry *r, const char *project, const char *adapter, bool *changed, graft_error *err);
+
+int gr_registry_adapter_list(graft_registered_list **out, gr_registry *r, const char *project, const char *adapter,
+                             graft_error *err);
+int gr_registry_project_list(graft_project_list **out, gr_registry *r, const char *project, graft_error *err);
+int gr_registry_event_list(graft_event_list **out, gr_registry *r, const char *project, const char *adapter, size_t most,
+                           graft_error *err);
+
+/* The limits of graft.h, smaller in tests. */
+typedef struct gr_scan_limits {
+    size_t entries;
+    int depth;
+} gr_scan_limits;
+
+int gr_registry_scan(gr_registry *r, const char *path, const gr_scan_limits *limits, graft_scan_fn fn, void *user,
+                     graft_scan_summary *out, graft_error *err);
+
+/* Memory against the file, and the index's own invariants. For tests. */
+bool gr_registry_check(gr_registry *r);
+
+#endif

@@ -1,0 +1,57 @@
+/*
+ * The registry's file: SQLite, and everything that knows it. Opening refuses what is damaged, empty, foreign or newer,
+ * and never writes to such a file. One thread at a time uses a store.
+ *
+ * WAL with synchronous=FULL: when a commit returns, it is on the disk. A new registry is made under another name and
+ * renamed, so a file of this name is a whole registry from its first moment, and an empty one is always damage.
+ */
+#ifndef GR_STORE_H
+#define GR_STORE_H
+
+#include "base/error.h"
+
+#include <sqlite3.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define GR_STORE_VERSION 1
+#define GR_STORE_APPLICATION 0x47524654 /* "GRFT", PRAGMA application_id */
+
+typedef struct gr_store {
+    sqlite3 *db;
+    char *path;              /* absolute, links resolved */
+    uint64_t device, inode;  /* of the file that was opened */
+    bool replaced;           /* another file lies there now: nothing is written any more */
+} gr_store;
+
+/* The file's absolute path with links resolved; its folder must exist. *out: gr_free. Errors: NOT_FOUND (the folder),
+ * NOT_READABLE, OUT_OF_MEMORY. */
+int gr_store_resolve(char **out, const char *path, graft_error *err);
+
+/*
+ * Opens `path` (as resolved; taken over in any case), making it if `read_only` is false and there is none: the caller then holds
+ * the lock. Errors: NOT_FOUND (read_only), NOT_READABLE, REGISTRY_INVALID, REGISTRY_BUSY, STORAGE_FULL, OUT_OF_MEMORY.
+ * On failure *s is finished.
+ */
+int gr_store_open(gr_store *s, char *path, bool read_only, int wait_ms, graft_error *err);
+void gr_store_close(gr_store *s);
+
+/* BEGIN IMMEDIATE, after checking that the file is still the one that was opened. Errors: REGISTRY_BUSY, as below. */
+int gr_store_begin(gr_store *s, graft_error *err);
+/* Rolls back if it fails: then nothing was written. */
+int gr_store_commit(gr_store *s, graft_error *err);
+void gr_store_rollback(gr_store *s);
+
+/*
+ * Runs one statement without rows. `types` says what follows for its parameters: i int64_t, s const char *, d double.
+ * Errors: STORAGE_FULL (could not be written), REGISTRY_BUSY, REGISTRY_INVALID (found damaged), OUT_OF_MEMORY, INTERNAL.
+ */
+int gr_store_run(gr_store *s, graft_error *err, const char *sql, const char *types, ...);
+/* Prepares one with rows and binds as above; *out: sqlite3_finalize. */
+int gr_store_query(gr_store *s, sqlite3_stmt **out, graft_error *err, const char *sql, const char *types, ...);
+/* Steps: 1 = a row, 0 = no more, negative = a code. */
+int gr_store_step(gr_store *s, sqlite3_stmt *statement, graft_error *err);
+/* A column as text, never NULL; valid until the next step. */
+const char *gr_store_text(sqlite3_stmt *statement, int column);
+
+#endif

@@ -1,0 +1,646 @@
+/* The dynamic loader over a fake catalogue and backend: leases, single flight, budget, eviction, replace, retry,
+ * fallback, and a stress of all of them from eight threads. */
+#include "loader_fake.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include <pthread.h>
+
+static fake F;
+static gr_loader *L;
+
+static void start_with(gr_loader_options o) {
+    graft_error err;
+    assert_int_equal(gr_loader_create(&L, &o, &err), 0);
+}
+
+static void start(int n, uint64_t bytes) {
+    fake_init(&F, n, bytes);
+    start_with(fake_options(&F));
+}
+
+static int stop(void **state) {
+    (void)state;
+    int wrong = L && !gr_loader_check(L);
+    gr_loader_free(L);
+    L = NULL;
+    return wrong || atomic_load(&F.alive) != 0 || atomic_load(&F.errors) != 0;
+}
+
+static const char *name_of(int i) {
+    static _Thread_local char name[16];
+    snprintf(name, sizeof name, "p%d", i);
+    return name;
+}
+
+static gr_lease *lease(int i) {
+    graft_error err = {0};
+    gr_lease *out = NULL;
+    int rc = gr_loader_lease(&out, L, &(gr_lease_request){.project = name_of(i)}, &err);
+    if (rc) {
+        fail_msg("lease of p%d: %s: %s", i, graft_error_name(rc), err.message);
+    }
+    return out;
+}
+
+static int try_lease(int i, gr_lease **out) {
+    graft_error err;
+    return gr_loader_lease(out, L, &(gr_lease_request){.project = name_of(i)}, &err);
+}
+
+static void touch(int i) {
+    gr_lease_release(lease(i));
+}
+
+static gr_loader_metrics_snapshot metrics(void) {
+    gr_loader_metrics_snapshot m;
+    gr_loader_metrics(L, &m);
+    return m;
+}
+
+static bool resident(int i) {
+    gr_loaded_info *list = NULL;
+    size_t n = 0;
+    bool found = false;
+    graft_error err;
+    assert_int_equal(gr_loader_list(L, &list, &n, &err), 0);
+    for (size_t k = 0; k < n; k++) {
+        found = found || (strcmp(list[k].project, name_of(i)) == 0 && strcmp(list[k].state, "resident") == 0);
+    }
+    gr_free(list);
+    return found;
+}
+
+static void a_second_lease_is_a_hit(void **state) {
+    (void)state;
+    start(4, 100);
+    gr_lease *a = lease(0), *b = lease(0);
+    assert_ptr_equal(gr_lease_adapter(a), gr_lease_adapter(b));
+    assert_int_equal(atomic_load(&F.names[0].reads), 1);
+    assert_int_equal(metrics().hits, 1);
+    assert_int_equal(metrics().misses, 1);
+    gr_lease_release(a);
+    gr_lease_release(b);
+}
+
+static void cache_overflow_at_three_evicts_the_least_recent(void **state) {
+    (void)state;
+    start(5, 100);
+    touch(0), touch(1), touch(2), touch(0);
+    touch(3);
+    assert_true(resident(0) && !resident(1) && resident(2) && resident(3));
+    assert_int_equal(metrics().evictions, 1);
+    assert_int_equal(atomic_load(&F.alive), 3);
+}
+
+static void a_leased_adapter_is_never_evicted(void **state) {
+    (void)state;
+    start(5, 100);
+    gr_lease *held = lease(0);
+    touch(1), touch(2), touch(3), touch(4), touch(1);
+    assert_true(resident(0));
+    fake_use(&F, held, 0);
+    gr_lease_release(held);
+}
+
+static void when_all_are_leased_the_answer_is_busy(void **state) {
+    (void)state;
+    start(5, 100);
+    gr_lease *held[3] = {lease(0), lease(1), lease(2)}, *more = NULL;
+    assert_int_equal(try_lease(3, &more), GRAFT_E_BUSY);
+    assert_null(more);
+    assert_int_equal(metrics().busy, 1);
+    gr_lease_release(held[1]);
+    gr_lease_release(lease(3)); /* busy is not remembered against it */
+    gr_lease_release(held[0]);
+    gr_lease_release(held[2]);
+}
+
+static void *release_later(void *arg) {
+    gr_sleep_us(20000);
+    gr_lease_release(arg);
+    return NULL;
+}
+
+static void with_a_deadline_the_caller_waits_for_room(void **state) {
+    (void)state;
+    start(5, 100);
+    gr_lease *held[3] = {lease(0), lease(1), lease(2)}, *more = NULL;
+    graft_error err;
+    gr_lease_request soon = {.project = "p3", .deadline_us = gr_now_us() + 30000};
+    assert_int_equal(gr_loader_lease(&more, L, &soon, &err), GRAFT_E_BUSY);
+    pthread_t t;
+    gr_thread_start(&t, release_later, held[1]);
+    soon.deadline_us = gr_now_us() + 10 * 1000000;
+    assert_int_equal(gr_loader_lease(&more, L, &soon, &err), 0);
+    gr_thread_join(t);
+    gr_lease_release(more);
+    gr_lease_release(held[0]);
+    gr_lease_release(held[2]);
+}
+
+static void memory_pressure_evicts_by_bytes(void **state) {
+    (void)state;
+    fake_init(&F, 6, 300);
+    gr_loader_options o = fake_options(&F);
+    o.max_adapters = 0; /* 900 bytes for adapters: three of 300 */
+    start_with(o);
+    touch(0), touch(1), touch(2);
+    assert_int_equal(metrics().resident, 900);
+    touch(3);
+    assert_int_equal(metrics().resident, 900);
+    assert_false(resident(0));
+    atomic_store(&F.names[4].bytes, 700); /* makes room for a large one */
+    touch(4);
+    assert_true(resident(4) && !resident(1) && !resident(2) && !resident(3));
+    assert_true(atomic_load(&F.most_bytes) <= 900);
+}
+
+static void larger_than_the_budget_is_said_at_once(void **state) {
+    (void)state;
+    start(2, 100);
+    atomic_store(&F.names[1].bytes, 901);
+    gr_lease *out = NULL;
+    touch(0);
+    assert_int_equal(try_lease(1, &out), GRAFT_E_LARGER_THAN_BUDGET);
+    assert_true(resident(0)); /* nobody was evicted for it */
+    assert_int_equal(atomic_load(&F.names[1].reads), 0);
+}
+
+static void a_base_over_the_limit_is_refused(void **state) {
+    (void)state;
+    graft_error err;
+    fake_init(&F, 1, 1);
+    gr_loader_options o = fake_options(&F);
+    o.fixed_bytes = o.memory_limit;
+    assert_int_equal(gr_loader_create(&L, &o, &err), GRAFT_E_BUDGET_EXHAUSTED);
+    assert_non_null(strstr(err.message, "1000"));
+    L = NULL;
+}
+
+typedef struct crowd {
+    pthread_t thread;
+    int index, rc;
+    gr_lease *lease;
+} crowd;
+
+static void *crowd_main(void *arg) {
+    crowd *c = arg;
+    c->rc = try_lease(c->index, &c->lease);
+    return NULL;
+}
+
+static void crowd_start(crowd *c, int n, int index) {
+    for (int i = 0; i < n; i++) {
+        c[i] = (crowd){.index = index < 0 ? i % 3 : index};
+        assert_int_equal(gr_thread_start(&c[i].thread, crowd_main, &c[i]), 0);
+    }
+}
+
+static void crowd_end(crowd *c, int n) {
+    for (int i = 0; i < n; i++) {
+        gr_thread_join(c[i].thread);
+        gr_lease_release(c[i].lease);
+    }
+}
+
+static void five_hundred_callers_share_one_read(void **state) {
+    (void)state;
+    enum { N = 500 };
+    static crowd c[N];
+    start(1, 100);
+    atomic_store(&F.gate, 1);
+    crowd_start(c, N, 0);
+    while (metrics().misses < N) {
+        gr_sleep_us(500);
+    }
+    atomic_store(&F.gate, 0);
+    crowd_end(c, N);
+    for (int i = 0; i < N; i++) {
+        assert_int_equal(c[i].rc, 0);
+    }
+    assert_int_equal(atomic_load(&F.names[0].reads), 1);
+}
+
+static void different_adapters_load_at_the_same_time(void **state) {
+    (void)state;
+    crowd c[3];
+    start(3, 100);
+    atomic_store(&F.gate, 1);
+    crowd_start(c, 2, -1);
+    while (atomic_load(&F.waiting_at_gate) < 2) { /* both are inside load: neither waits for the other */
+        gr_sleep_us(500);
+    }
+    atomic_store(&F.gate, 0);
+    crowd_end(c, 2);
+}
+
+static void a_failure_is_shared_then_remembered_for_the_same_file(void **state) {
+    (void)state;
+    gr_lease *out = NULL;
+    start(2, 100);
+    atomic_store(&F.names[0].fail_times, -1);
+    atomic_store(&F.names[0].fail_code, GRAFT_E_WRONG_SHAPE);
+    assert_int_equal(try_lease(0, &out), GRAFT_E_WRONG_SHAPE);
+    atomic_store(&F.names[0].fail_code, 0);
+    assert_int_equal(try_lease(0, &out), GRAFT_E_WRONG_SHAPE); /* same file: from memory */
+    assert_int_equal(metrics().negative_hits, 1);
+    assert_int_equal(metrics().retries, 0); /* a bad file is never retried */
+    atomic_store(&F.names[0].generation, 2); /* the file was mended */
+    assert_int_equal(try_lease(0, &out), 0);
+    gr_lease_release(out);
+}
+
+static void what_may_pass_is_retried_three_times(void **state) {
+    (void)state;
+    gr_lease *out = NULL;
+    start(2, 100);
+    atomic_store(&F.names[0].fail_times, 2);
+    atomic_store(&F.names[0].fail_code, GRAFT_E_IO_ERROR);
+    assert_int_equal(try_lease(0, &out), 0);
+    gr_lease_release(out);
+    assert_int_equal(metrics().retries, 2);
+    out = NULL;
+    atomic_store(&F.names[1].fail_times, -1);
+    atomic_store(&F.names[1].fail_code, GRAFT_E_IO_ERROR);
+    assert_int_equal(try_lease(1, &out), GRAFT_E_IO_ERROR);
+    assert_int_equal(metrics().retries, 4);
+    assert_int_equal(metrics().failures[0].n, 1);
+    atomic_store(&F.names[1].fail_code, 0);
+    touch(1); /* what may pass is not remembered */
+}
+
+static void an_incompatible_adapter_falls_back_and_says_so(void **state) {
+    (void)state;
+    graft_error err;
+    gr_lease *out = NULL;
+    start(2, 100);
+    atomic_store(&F.names[0].fail_times, -1);
+    atomic_store(&F.names[0].fail_code, GRAFT_E_WRONG_SHAPE);
+    gr_lease_request r = {.project = "p0", .fallback = GR_FALLBACK_BASE};
+    for (int i = 0; i < 2; i++) { /* when it is found out, and from memory */
+        assert_int_equal(gr_loader_lease(&out, L, &r, &err), 0);
+        assert_null(gr_lease_adapter(out));
+        assert_int_equal(gr_lease_fallback(out)->code, GRAFT_E_WRONG_SHAPE);
+        gr_lease_release(out);
+    }
+    assert_int_equal(metrics().fallbacks, 2);
+    r.project = "p7"; /* unknown: an error, whatever the setting */
+    out = NULL;
+    assert_int_equal(gr_loader_lease(&out, L, &r, &err), GRAFT_E_NOT_FOUND);
+    assert_null(out);
+}
+
+static void a_temporary_lease_unloads_what_it_had_to_load(void **state) {
+    (void)state;
+    graft_error err;
+    gr_lease *t = NULL, *u = NULL;
+    start(3, 100);
+    gr_lease_request r = {.project = "p0", .temporary = true};
+    assert_int_equal(gr_loader_lease(&t, L, &r, &err), 0);
+    assert_int_equal(gr_loader_lease(&u, L, &r, &err), 0);
+    gr_lease_release(t);
+    assert_true(resident(0)); /* the other one still has it */
+    gr_lease_release(u);
+    assert_false(resident(0));
+    assert_int_equal(atomic_load(&F.alive), 0);
+
+    touch(1);
+    r.project = "p1"; /* was there before: stays */
+    assert_int_equal(gr_loader_lease(&t, L, &r, &err), 0);
+    gr_lease_release(t);
+    assert_true(resident(1));
+
+    r.project = "p2"; /* somebody else came to want it for good */
+    assert_int_equal(gr_loader_lease(&t, L, &r, &err), 0);
+    touch(2);
+    gr_lease_release(t);
+    assert_true(resident(2));
+}
+
+static void unload_keeps_the_memory_until_the_last_release(void **state) {
+    (void)state;
+    graft_error err;
+    uint64_t freed, pending;
+    start(2, 100);
+    gr_lease *held = lease(0);
+    assert_int_equal(gr_loader_unload(L, "p0", "default", &freed, &pending, &err), 0);
+    assert_int_equal(freed, 0);
+    assert_int_equal(pending, 100);
+    assert_false(resident(0));
+    assert_int_equal(metrics().draining, 100);
+    fake_use(&F, held, 0);
+    assert_int_equal(gr_loader_unload(L, "p0", "default", &freed, &pending, &err), GRAFT_E_NOT_FOUND);
+    gr_lease_release(held);
+    assert_int_equal(metrics().draining, 0);
+    assert_int_equal(atomic_load(&F.alive), 0);
+    touch(0);
+    assert_int_equal(gr_loader_unload(L, "p0", "default", &freed, &pending, &err), 0);
+    assert_int_equal(freed, 100);
+}
+
+static void replace_lets_the_old_finish_and_the_new_begin(void **state) {
+    (void)state;
+    graft_error err;
+    start(2, 100);
+    gr_lease *old = lease(0), *new = NULL;
+    atomic_store(&F.names[0].generation, 2);
+    assert_int_equal(gr_loader_lease(&new, L, &(gr_lease_request){.project = "p0", .reload = true}, &err), 0);
+    assert_string_equal(gr_lease_generation(old), "0-1");
+    assert_string_equal(gr_lease_generation(new), "0-2");
+    assert_int_equal(atomic_load(&F.alive), 2); /* both live until the old one is let go */
+    gr_lease_release(old);
+    assert_int_equal(atomic_load(&F.alive), 1);
+    gr_lease *again = lease(0);
+    assert_string_equal(gr_lease_generation(again), "0-2");
+    gr_lease_release(again);
+    gr_lease_release(new);
+    assert_int_equal(metrics().replacements, 1);
+}
+
+static void a_reload_never_joins_an_older_flight(void **state) {
+    (void)state;
+    graft_error err;
+    crowd old[1];
+    gr_lease *new = NULL;
+    start(2, 100);
+    atomic_store(&F.gate, 1);
+    crowd_start(old, 1, 0);
+    while (atomic_load(&F.waiting_at_gate) < 1) {
+        gr_sleep_us(500);
+    }
+    /* The first flight has begun reading; the file changes; a reload must read it anew. */
+    gr_lease_request r = {.project = "p0", .reload = true, .deadline_us = gr_now_us() + 30000};
+    assert_int_equal(gr_loader_lease(&new, L, &r, &err), GRAFT_E_DEADLINE);
+    atomic_store(&F.gate, 0);
+    crowd_end(old, 1);
+    gr_lease *settled = lease(0); /* waits for the second flight if it is still under way */
+    gr_lease_release(settled);
+    while (metrics().n_loading) {
+        gr_sleep_us(500);
+    }
+    assert_int_equal(atomic_load(&F.names[0].reads), 2);
+}
+
+static void a_name_that_points_elsewhere_is_loaded_anew(void **state) {
+    (void)state;
+    start(2, 100);
+    touch(0);
+    atomic_store(&F.names[0].generation, 2);
+    atomic_store(&F.names[0].revision, 2);
+    gr_lease *l = lease(0);
+    assert_string_equal(gr_lease_generation(l), "0-2");
+    gr_lease_release(l);
+}
+
+static void pinned_adapters_stay(void **state) {
+    (void)state;
+    graft_error err;
+    start(6, 100);
+    touch(0);
+    assert_int_equal(gr_loader_pin(L, "p0", "default", true, &err), 0);
+    touch(1), touch(2), touch(3), touch(4);
+    assert_true(resident(0));
+    assert_int_equal(gr_loader_pin(L, "p0", "default", false, &err), 0);
+    touch(1), touch(2), touch(3);
+    assert_false(resident(0));
+    assert_int_equal(gr_loader_pin(L, "p5", "default", true, &err), GRAFT_E_NOT_FOUND);
+}
+
+static void pressure_evicts_what_nobody_holds(void **state) {
+    (void)state;
+    start(3, 100);
+    gr_lease *held = lease(0);
+    touch(1), touch(2);
+    assert_int_equal(gr_loader_relieve(L, 1000), 200);
+    assert_true(resident(0) && !resident(1) && !resident(2));
+    gr_lease_release(held);
+}
+
+static void note(gr_lease *l, const graft_error *err, void *user) {
+    atomic_int *seen = user;
+    atomic_store(seen, l ? 1 : err->code);
+    gr_lease_release(l);
+}
+
+static void prefetch_calls_back_once(void **state) {
+    (void)state;
+    start(2, 100);
+    atomic_int seen = 0;
+    gr_loader_lease_async(L, &(gr_lease_request){.project = "p0"}, note, &seen);
+    while (!atomic_load(&seen)) {
+        gr_sleep_us(500);
+    }
+    assert_int_equal(atomic_load(&seen), 1);
+    atomic_store(&seen, 0);
+    gr_loader_lease_async(L, &(gr_lease_request){.project = "p0"}, note, &seen);
+    assert_int_equal(atomic_load(&seen), 1); /* a hit answers before it returns */
+    gr_loader_lease_async(L, &(gr_lease_request){.project = "p9"}, note, &seen);
+    assert_int_equal(atomic_load(&seen), GRAFT_E_NOT_FOUND);
+}
+
+static void closing_answers_those_who_wait(void **state) {
+    (void)state;
+    start(4, 100);
+    atomic_int seen[4] = {0};
+    atomic_store(&F.gate, 1); /* two of them are inside load, two are queued */
+    for (int i = 0; i < 4; i++) {
+        gr_loader_lease_async(L, &(gr_lease_request){.project = name_of(i)}, note, &seen[i]);
+    }
+    while (atomic_load(&F.waiting_at_gate) < 2) {
+        gr_sleep_us(500);
+    }
+    atomic_store(&F.gate, 0);
+    gr_loader_free(L);
+    L = NULL;
+    for (int i = 0; i < 4; i++) {
+        assert_true(atomic_load(&seen[i]) == 1 || atomic_load(&seen[i]) == GRAFT_E_SHUTTING_DOWN);
+    }
+}
+
+/* ---- every allocation fails once, and from there on ---- */
+
+static void each_allocation_may_fail(void **state) {
+    (void)state;
+    for (int forever = 0; forever <= 1; forever++) {
+        for (uint64_t n = 1;; n++) {
+            fake_init(&F, 4, 100);
+            gr_loader_options o = fake_options(&F);
+            o.retry_base_us = 1;
+            o.threads = 1;
+            graft_error err;
+            uint64_t blocks = gr_memory_blocks();
+            gr_memory_fail_at(n, forever);
+            if (gr_loader_create(&L, &o, &err) == 0) {
+                for (int i = 0; i < 5; i++) {
+                    gr_lease *l = NULL;
+                    if (try_lease(i % 4, &l) == 0) {
+                        fake_use(&F, l, i % 4);
+                        gr_lease_release(l);
+                    }
+                    assert_true(gr_loader_check(L));
+                }
+                gr_loader_free(L);
+            }
+            L = NULL;
+            uint64_t asked = gr_memory_fail_at(0, 0);
+            assert_int_equal(gr_memory_blocks(), blocks);
+            assert_int_equal(atomic_load(&F.alive), 0);
+            if (asked < n) {
+                break;
+            }
+        }
+    }
+}
+
+/* ---- stress ---- */
+
+enum { STRESS_THREADS = 8, STRESS_NAMES = 10 };
+
+typedef struct stress {
+    pthread_t thread;
+    uint64_t random;
+    int rounds, ends;
+} stress;
+
+static uint64_t draw(uint64_t *s) {
+    *s ^= *s << 13;
+    *s ^= *s >> 7;
+    *s ^= *s << 17;
+    return *s;
+}
+
+static void *stress_main(void *arg) {
+    stress *s = arg;
+    graft_error err;
+    for (int i = 0; i < s->rounds; i++) {
+        int name = (int)(draw(&s->random) % STRESS_NAMES);
+        uint64_t a, b;
+        switch (draw(&s->random) % 16) {
+        case 0:
+            gr_loader_unload(L, name_of(name), "default", &a, &b, &err);
+            break;
+        case 1:
+            gr_loader_pin(L, name_of(name), "default", draw(&s->random) % 2, &err);
+            break;
+        case 2: /* replace */
+            atomic_fetch_add(&F.names[name].generation, 1);
+            atomic_fetch_add(&F.names[name].revision, 1);
+            break;
+        case 3:
+            atomic_store(&F.names[name].fail_times, (int)(draw(&s->random) % 4) - 1);
+            atomic_store(&F.names[name].fail_code, draw(&s->random) % 2 ? GRAFT_E_IO_ERROR : GRAFT_E_WRONG_SHAPE);
+            break;
+        case 4:
+            atomic_store(&F.names[name].fail_code, 0);
+            break;
+        case 5:
+            gr_loader_relieve(L, 100);
+            break;
+        default: {
+            gr_lease *l = NULL;
+            gr_lease_request r = {.project = name_of(name), .temporary = draw(&s->random) % 4 == 0,
+                                  .reload = draw(&s->random) % 16 == 0,
+                                  .fallback = draw(&s->random) % 2 ? GR_FALLBACK_BASE : GR_FALLBACK_ERROR,
+                                  .deadline_us = draw(&s->random) % 2 ? gr_now_us() + (int64_t)(draw(&s->random) % 3000) : 0};
+            if (gr_loader_lease(&l, L, &r, &err) == 0) {
+                fake_use(&F, l, name);
+                if (draw(&s->random) % 4 == 0) {
+                    gr_sleep_us((int64_t)(draw(&s->random) % 200));
+                }
+                fake_use(&F, l, name);
+                gr_lease_release(l);
+            }
+            s->ends++;
+        }
+        }
+    }
+    return NULL;
+}
+
+static void stress_from_eight_threads(void **state) {
+    (void)state;
+    static const gr_policy_kind kinds[] = {GR_POLICY_LRU, GR_POLICY_SIEVE, GR_POLICY_S3FIFO, GR_POLICY_WTINYLFU, GR_POLICY_GDSF};
+    for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
+        fake_init(&F, STRESS_NAMES, 100);
+        F.sleep_us = 50;
+        gr_loader_options o = fake_options(&F);
+        o.policy = kinds[k];
+        o.max_adapters = k % 2 ? 0 : 4;
+        o.memory_limit = 100 + 500;
+        o.retry_base_us = 20;
+        o.failure_ttl_us = 2000;
+        start_with(o);
+        stress s[STRESS_THREADS];
+        for (int i = 0; i < STRESS_THREADS; i++) {
+            s[i] = (stress){.random = 0x9e3779b9u * (uint64_t)(i + 1) + k, .rounds = 1500};
+            assert_int_equal(gr_thread_start(&s[i].thread, stress_main, &s[i]), 0);
+        }
+        for (int i = 0; i < STRESS_THREADS; i++) {
+            gr_thread_join(s[i].thread);
+            assert_true(s[i].ends > 500);
+        }
+        assert_true(gr_loader_check(L));
+        assert_int_equal(metrics().n_leases, 0);
+        assert_true(atomic_load(&F.most_bytes) <= 500);
+        gr_loader_free(L);
+        L = NULL;
+        assert_int_equal(atomic_load(&F.alive), 0);
+        assert_int_equal(atomic_load(&F.errors), 0);
+    }
+}
+
+/* Working set twice the budget: everybody gets on, in time. */
+static void thrash_has_no_livelock(void **state) {
+    (void)state;
+    start(6, 100);
+    F.sleep_us = 100;
+    for (int round = 0; round < 200; round++) {
+        for (int i = 0; i < 6; i++) {
+            gr_lease *l = NULL;
+            graft_error err;
+            gr_lease_request r = {.project = name_of(i), .deadline_us = gr_now_us() + 10 * 1000000};
+            assert_int_equal(gr_loader_lease(&l, L, &r, &err), 0);
+            gr_lease_release(l);
+        }
+    }
+    assert_int_equal(metrics().hits, 0);
+    assert_int_equal(metrics().loads, 1200);
+}
+
+#define TEST(f) cmocka_unit_test_teardown(f, stop)
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        TEST(a_second_lease_is_a_hit),
+        TEST(cache_overflow_at_three_evicts_the_least_recent),
+        TEST(a_leased_adapter_is_never_evicted),
+        TEST(when_all_are_leased_the_answer_is_busy),
+        TEST(with_a_deadline_the_caller_waits_for_room),
+        TEST(memory_pressure_evicts_by_bytes),
+        TEST(larger_than_the_budget_is_said_at_once),
+        TEST(a_base_over_the_limit_is_refused),
+        TEST(five_hundred_callers_share_one_read),
+        TEST(different_adapters_load_at_the_same_time),
+        TEST(a_failure_is_shared_then_remembered_for_the_same_file),
+        TEST(what_may_pass_is_retried_three_times),
+        TEST(an_incompatible_adapter_falls_back_and_says_so),
+        TEST(a_temporary_lease_unloads_what_it_had_to_load),
+        TEST(unload_keeps_the_memory_until_the_last_release),
+        TEST(replace_lets_the_old_finish_and_the_new_begin),
+        TEST(a_reload_never_joins_an_older_flight),
+        TEST(a_name_that_points_elsewhere_is_loaded_anew),
+        TEST(pinned_adapters_stay),
+        TEST(pressure_evicts_what_nobody_holds),
+        TEST(prefetch_calls_back_once),
+        TEST(closing_answers_those_who_wait),
+        TEST(each_allocation_may_fail),
+        TEST(stress_from_eight_threads),
+        TEST(thrash_has_no_livelock),
+    };
+    return cmocka_run_group_tests_name("loader", tests, NULL, NULL);
+}

@@ -1,0 +1,22 @@
+#!/bin/sh
+# Configures and builds one preset of CMakePresets.json: release, dev, asan, tsan or clang.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/common.sh"
+preset=${1:-release}
+cd "$here/.."
+prefix=$(tools/get_libllama.sh)
+dir=build
+[ "$preset" = release ] || dir="build/$preset"
+mkdir -p "$dir"
+if [ ! -f "$dir/build.ninja" ] || [ "$(cat "$dir/libllama-prefix" 2>/dev/null)" != "$prefix" ]; then
+    if ! cmake --preset "$preset" ${prefix:+"-DCMAKE_PREFIX_PATH=$prefix"} >"$dir/configure.log" 2>&1; then
+        cat "$dir/configure.log" >&2
+        exit 1
+    fi
+    printf '%s' "$prefix" >"$dir/libllama-prefix"
+fi
+say "building graft ($preset)"
+cmake --build "$dir" --parallel "$(getconf _NPROCESSORS_ONLN)" >"$dir/build.log" 2>&1 || { cat "$dir/build.log" >&2; exit 1; }
+# Warnings stay visible even though the log is quiet.
+grep -n 'warning:' "$dir/build.log" >&2 || true

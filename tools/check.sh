@@ -1,0 +1,66 @@
+#!/bin/sh
+# Rules that a compiler does not check:
+#   layers      an include points to the same layer or one below it; cli/ sees graft.h and base/ only
+#   header      include/graft.h stands alone, as C and as C++, with -Wpedantic
+#   errors      docs/errors.md has a row for each code of graft.h
+#   scripts     every shell and Python script parses
+#   cleanliness no tabs or trailing blanks in sources
+set -eu
+cd "$(dirname "$0")/.."
+failed=0
+complain() { printf '%s\n' "$*" >&2; failed=1; }
+
+# Layers from the bottom to the top. A file of layer N may include layers up to N.
+allowed=""
+for layer in base format model lora engine; do
+    allowed="$allowed $layer"
+    for file in src/$layer/*.[ch]; do
+        [ -e "$file" ] || continue
+        # "base/…", or a bare name (same folder)
+        for include in $(sed -n 's/^#include "\([^"]*\)".*/\1/p' "$file"); do
+            case "$include" in
+            graft.h) continue ;;
+            */*) top=${include%%/*} ;;
+            *) continue ;;
+            esac
+            case " $allowed " in
+            *" $top "*) ;;
+            *) complain "$file: includes $include, which is above $layer/" ;;
+            esac
+        done
+    done
+done
+for file in cli/*.[ch]; do
+    [ -e "$file" ] || continue
+    for include in $(sed -n 's/^#include "\([^"]*\)".*/\1/p' "$file"); do
+        case "$include" in
+        graft.h | base/*) ;;
+        */*) complain "$file: includes $include; cli/ may use graft.h and base/ only" ;;
+        esac
+    done
+done
+
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+printf '#include "graft.h"\nint main(void) { return GRAFT_VERSION_MAJOR; }\n' >"$tmp/header.c"
+cc -std=c17 -Wall -Wextra -Wpedantic -Werror -Iinclude -fsyntax-only "$tmp/header.c" || complain "graft.h does not compile as C"
+c++ -x c++ -Wall -Wextra -Wpedantic -Werror -Iinclude -fsyntax-only "$tmp/header.c" || complain "graft.h does not compile as C++"
+
+sed -n 's/^ *X(\(-[0-9]*\), [A-Z0-9_]*, "\([a-z0-9_]*\)", \([0-9]*\), "\(.*\)").*/| `\2` | \1 | \3 | \4 |/p' include/graft.h |
+    while IFS= read -r row; do
+        grep -qxF -- "$row" docs/errors.md || printf '%s\n' "$row"
+    done >"$tmp/missing"
+if [ -s "$tmp/missing" ]; then cat "$tmp/missing" >&2; complain "docs/errors.md lacks the rows above"; fi
+
+for file in $(find tools tests bench examples .ci -name '*.sh' -o -path '.ci/run'); do
+    sh -n "$file" || complain "$file: does not parse"
+done
+for file in $(find tools tests bench examples -name '*.py'); do
+    python3 -c 'import ast, sys; ast.parse(open(sys.argv[1]).read(), sys.argv[1])' "$file" || complain "$file: does not parse"
+done
+
+if grep -rnE '[[:blank:]]+$' include src cli tests --include='*.[ch]' >&2; then complain "trailing blanks"; fi
+if grep -rnP '\t' include src cli tests --include='*.[ch]' >&2; then complain "tabs in C sources"; fi
+
+[ "$failed" = 0 ] && echo "check: layers, header, error table, scripts and blanks are in order"
+exit "$failed"

@@ -1,0 +1,81 @@
+#!/bin/sh
+# Installs what building graft needs and this machine lacks, with the system's package manager.
+# Says what it will do; asks before using sudo unless it runs as root or in CI. Does nothing when all is there.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/common.sh"
+
+have() { command -v "$1" >/dev/null 2>&1; }
+lib() { have pkg-config && pkg-config --exists "$1" 2>/dev/null; }
+
+# What is missing, by the names of the package manager found.
+missing=""
+need() { missing="$missing $1"; }
+
+if have apt-get; then
+    manager="apt-get install -y --no-install-recommends"
+    { have cc && have c++; } || need build-essential
+    have cmake || need cmake
+    have ninja || need ninja-build
+    have pkg-config || need pkg-config
+    lib jansson || need libjansson-dev
+    lib libpcre2-8 || need libpcre2-dev
+    lib libcrypto || need libssl-dev
+    lib cmocka || need libcmocka-dev
+    { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need "python3 python3-pip"
+elif have brew; then
+    manager="brew install"
+    have cmake || need cmake
+    have ninja || need ninja
+    have pkg-config || need pkg-config
+    lib jansson || need jansson
+    lib libpcre2-8 || need pcre2
+    lib libcrypto || need openssl@3
+    lib cmocka || need cmocka
+    { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python3
+elif have dnf; then
+    manager="dnf install -y"
+    have cc || need gcc
+    have c++ || need gcc-c++
+    have cmake || need cmake
+    have ninja || need ninja-build
+    have pkg-config || need pkgconf
+    lib jansson || need jansson-devel
+    lib libpcre2-8 || need pcre2-devel
+    lib libcrypto || need openssl-devel
+    lib cmocka || need libcmocka-devel
+    { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python3-pip
+elif have pacman; then
+    manager="pacman -S --needed --noconfirm"
+    have cc || need base-devel
+    have cmake || need cmake
+    have ninja || need ninja
+    have pkg-config || need pkgconf
+    lib jansson || need jansson
+    lib libpcre2-8 || need pcre2
+    lib libcrypto || need openssl
+    lib cmocka || need cmocka
+    { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python-pip
+else
+    say "No package manager that this script knows (apt-get, brew, dnf, pacman)."
+    say "Please install: a C and C++ compiler, cmake, ninja, pkg-config, python3 with pip, and the development"
+    say "packages of jansson, pcre2, OpenSSL 3 and cmocka."
+    exit 1
+fi
+
+if [ -z "$missing" ]; then
+    exit 0
+fi
+
+as_root=""
+case "$manager" in brew*) ;; *) [ "$(id -u)" = 0 ] || as_root="sudo" ;; esac
+say "Missing on this machine:$missing"
+say "About to run: $as_root $manager$missing"
+if [ -n "$as_root" ] && [ -z "${CI:-}" ]; then
+    printf 'Go on? [y/N] ' >&2
+    read -r answer || answer=n
+    case "$answer" in y|Y|yes) ;; *) say "Nothing was installed."; exit 1 ;; esac
+fi
+case "$manager" in apt-get*) $as_root apt-get update -qq >&2 ;; esac
+# shellcheck disable=SC2086 # the words are meant to be split
+$as_root $manager $missing >&2

@@ -1,0 +1,16 @@
+#!/bin/sh
+# Builds one preset and runs its tests, with the demo model for those that need a real one.
+#   dev   everything      asan  everything      tsan  the tests labelled "threads"
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+preset=${1:-dev}
+model=$("$here/get_model.sh")
+"$here/build.sh" "$preset"
+export GRAFT_TEST_MODEL="$model"
+export ASAN_OPTIONS="detect_leaks=1:${ASAN_OPTIONS:-}"
+export LSAN_OPTIONS="suppressions=$here/../tests/lsan.supp:print_suppressions=0:${LSAN_OPTIONS:-}"
+export TSAN_OPTIONS="suppressions=$here/../tests/tsan.supp:${TSAN_OPTIONS:-}"
+set --
+[ "$preset" != tsan ] || set -- -L threads
+# Two tests at a time would fight for the cores that each of them wants for itself.
+exec ctest --test-dir "$here/../build/$preset" --output-on-failure "$@"
