@@ -158,7 +158,7 @@ static int report(const graft_inspection *i, const char *path) {
     if (n_errors > 1) {
         snprintf(more, sizeof more, " (and %zu more)", n_errors - 1);
     }
-    snprintf(err.message, sizeof err.message, "%.*s: %s%s%.200s%s", CLI_PATH_SHOWN, path,
+    snprintf(err.message, sizeof err.message, "%.*s: %s%s%.160s%s", CLI_PATH_SHOWN, path,
              first && first->where ? first->where : "", first && first->where && *first->where ? ": " : "",
              first ? first->message : "no reason given", more);
     cli_error_line(&err);

@@ -1,5 +1,6 @@
 /* The `graft` command: finds the command that is asked for. What commands share is in cli.h. */
 #include "cli.h"
+#include "registry_cli.h"
 
 #include <string.h>
 
@@ -15,6 +16,9 @@ static const struct {
     {"inspect", cmd_inspect, "what an adapter would change, or every reason why it cannot be loaded"},
     {"bench", cmd_bench, "speed of mixed adapters against the base and libllama's own adapters"},
     {"demo", cmd_demo, "the same questions to several projects' adapters and the base, side by side"},
+    {"project", cmd_project, "the names that applications use: add, list, show, rename, rm"},
+    {"adapter", cmd_adapter, "the adapters of projects: add, list, show, rm, pin, unpin, reload"},
+    {"adapters", cmd_adapters, "many at once: scan"},
     {"version", cmd_version, "versions of graft and libllama"},
 };
 

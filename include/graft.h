@@ -324,7 +324,8 @@ typedef struct graft_inspection {
 } graft_inspection;
 
 /*
- * Says what loading `path` would do, without loading it: every module with its scale, or every reason why not.
+ * Says what loading `path` would do, without keeping it: every module with its scale, or every reason why not. Reads the
+ * whole adapter, since some faults (NaN, a file cut short) show only in the matrices.
  * Returns 0 also for an adapter that cannot be loaded (loadable = false). *out: graft_inspection_free.
  */
 GRAFT_API int graft_inspect(graft_inspection **out, graft *g, const char *path, graft_error *err);

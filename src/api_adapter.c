@@ -97,7 +97,6 @@ static int list_modules(inspection *in, const graft *g, graft_error *err) {
     }
     in->info.modules = in->modules;
     in->info.n_modules = n;
-    in->info.bytes = gr_adapter_size(in->plan, g->adapter_type);
     return 0;
 }
 
@@ -116,12 +115,27 @@ static int list_reasons(inspection *in, graft_error *err) {
     return 0;
 }
 
+/* Builds the adapter and lets it go again: NaN and infinity, and a file that cannot be read to its end, show only then. */
+static int try_building(inspection *in, const graft *g, graft_error *why) {
+    gr_adapter *built = NULL;
+    int rc = gr_adapter_build(&built, in->plan, g->adapter_type, why);
+    if (rc == 0) {
+        in->info.bytes = built->bytes;
+        if (built->no_effect) {
+            gr_report_warn(&in->report, 0, NULL, "every B is zero: the adapter changes nothing");
+        }
+        gr_adapter_release(built);
+    }
+    return rc;
+}
+
 static int inspect(inspection *in, graft *g, graft_error *err) {
     graft_error why = {0};
     int rc = gr_source_open(&in->source, in->path, g->max_adapter_bytes, &in->report, &why);
     if (!rc) {
         in->info.format = in->source->format == GR_SOURCE_PEFT ? "peft" : "gguf";
         rc = gr_verify(&in->plan, g->base, in->source, &in->report, &why);
+        rc = rc ? rc : try_building(in, g, &why);
         gr_file_close(&in->source->weights); /* nothing will be read: keep no file open for as long as this lives */
     }
     if (rc == GRAFT_E_OUT_OF_MEMORY) {

@@ -215,7 +215,8 @@ static int apply_template(const char *template, const struct llama_chat_message 
         }
         gr_free(text);
         if (needed < 0) {
-            return gr_fail(err, GRAFT_E_NO_CHAT_TEMPLATE, "messages: the model's chat template is none that libllama knows");
+            return gr_fail(err, GRAFT_E_NO_CHAT_TEMPLATE,
+                           "messages: the model's chat template is none that libllama knows");
         }
         room = (size_t)needed;
     }
@@ -223,7 +224,7 @@ static int apply_template(const char *template, const struct llama_chat_message 
 
 static int tokenize_messages(const graft *g, const graft_request *r, int most, gr_job_spec *spec, graft_error *err) {
     const char *template = llama_model_chat_template(g->base->llama, NULL);
-    size_t bytes, length, longest = (size_t)gr_engine_vocab(g->engine)->longest_piece + 1;
+    size_t bytes, length = 0, longest = (size_t)gr_engine_vocab(g->engine)->longest_piece + 1;
     char *text = NULL;
     int rc = check_messages(r, &bytes, err);
     if (rc) {
@@ -233,8 +234,9 @@ static int tokenize_messages(const graft *g, const graft_request *r, int most, g
         return gr_fail(err, GRAFT_E_NO_CHAT_TEMPLATE, "messages: the model has no chat template");
     }
     if (bytes / longest > (size_t)most) {
-        return gr_fail(err, GRAFT_E_CONTEXT_LENGTH, "the messages have %zu bytes, so at least %zu tokens; at most %d fit",
-                       bytes, bytes / longest, most);
+        return gr_fail(err, GRAFT_E_CONTEXT_LENGTH,
+                       "the messages have %zu bytes, so at least %zu tokens; at most %d fit", bytes, bytes / longest,
+                       most);
     }
     struct llama_chat_message *chat = gr_calloc(r->n_messages, sizeof *chat);
     if (!chat) {

@@ -12,7 +12,7 @@ complain() { printf '%s\n' "$*" >&2; failed=1; }
 
 # Layers from the bottom to the top. A file of layer N may include layers up to N.
 allowed=""
-for layer in base format model lora engine; do
+for layer in base format model lora loader registry engine; do
     allowed="$allowed $layer"
     for file in src/$layer/*.[ch]; do
         [ -e "$file" ] || continue

@@ -42,8 +42,23 @@ if [ -f "$prefix/ready" ]; then
     exit 0
 fi
 
+# One build at a time: whoever comes second waits for the first. A lock whose owner died is taken over.
+lock="$CACHE/libllama.lock"
+until mkdir "$lock" 2>/dev/null; do
+    sleep 1
+    owner=$(cat "$lock/pid" 2>/dev/null || true)
+    if [ -z "$owner" ] || ! kill -0 "$owner" 2>/dev/null; then
+        rm -rf "$lock"
+    fi
+done
 work="$CACHE/work-libllama-$$"
-trap 'rm -rf "$work"' EXIT INT TERM
+trap 'rm -rf "$work" "$lock"' EXIT
+trap 'exit 1' INT TERM
+echo "$$" >"$lock/pid"
+if [ -f "$prefix/ready" ]; then
+    echo "$prefix"
+    exit 0
+fi
 mkdir -p "$work"
 
 sdist="$CACHE/llama_cpp_python-$LLAMA_SDIST_VERSION.tar.gz"
@@ -58,6 +73,9 @@ say "libllama: building version $LLAMA_VERSION ($flavour), once, in about three 
 tar -xzf "$sdist" -C "$work"
 src="$work/llama_cpp_python-$LLAMA_SDIST_VERSION/vendor/llama.cpp"
 
+# The libraries must find each other wherever the prefix lies.
+case "$(uname)" in Darwin) origin='@loader_path' ;; *) origin='$ORIGIN' ;; esac
+
 # No OpenMP: graft attaches its own thread pool, and TSan cannot follow OpenMP's.
 set -- -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DGGML_OPENMP=OFF -DLLAMA_CURL=OFF \
     -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
@@ -66,7 +84,8 @@ if [ "$flavour" = tsan ]; then
     set -- "$@" -DGGML_SANITIZE_THREAD=ON -DLLAMA_SANITIZE_THREAD=ON
 fi
 log="$CACHE/build-libllama.log"
-if ! { cmake -G Ninja -S "$src" -B "$work/build" "$@" -DCMAKE_INSTALL_PREFIX="$prefix" -DCMAKE_INSTALL_LIBDIR=lib &&
+if ! { cmake -G Ninja -S "$src" -B "$work/build" "$@" -DCMAKE_INSTALL_PREFIX="$prefix" -DCMAKE_INSTALL_LIBDIR=lib \
+       -DCMAKE_INSTALL_RPATH="$origin" &&
        cmake --build "$work/build" && cmake --install "$work/build"; } >"$log" 2>&1; then
     tail -n 20 "$log" >&2
     say "libllama: the build failed; the whole log is $log"

@@ -7,6 +7,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 have() { command -v "$1" >/dev/null 2>&1; }
 lib() { have pkg-config && pkg-config --exists "$1" 2>/dev/null; }
+# For libraries that are headers only and have no pkg-config file.
+header() { have cc && echo "#include <$1>" | cc ${CPPFLAGS:-} -E -o /dev/null - 2>/dev/null; }
 
 # What is missing, by the names of the package manager found.
 missing=""
@@ -21,6 +23,8 @@ if have apt-get; then
     lib jansson || need libjansson-dev
     lib libpcre2-8 || need libpcre2-dev
     lib libcrypto || need libssl-dev
+    lib sqlite3 || need libsqlite3-dev
+    header uthash.h || need uthash-dev
     lib cmocka || need libcmocka-dev
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need "python3 python3-pip"
 elif have brew; then
@@ -31,6 +35,8 @@ elif have brew; then
     lib jansson || need jansson
     lib libpcre2-8 || need pcre2
     lib libcrypto || need openssl@3
+    lib sqlite3 || need sqlite
+    [ -e "$(brew --prefix)/include/uthash.h" ] || need uthash
     lib cmocka || need cmocka
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python3
 elif have dnf; then
@@ -43,6 +49,8 @@ elif have dnf; then
     lib jansson || need jansson-devel
     lib libpcre2-8 || need pcre2-devel
     lib libcrypto || need openssl-devel
+    lib sqlite3 || need sqlite-devel
+    header uthash.h || need uthash-devel
     lib cmocka || need libcmocka-devel
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python3-pip
 elif have pacman; then
@@ -54,12 +62,14 @@ elif have pacman; then
     lib jansson || need jansson
     lib libpcre2-8 || need pcre2
     lib libcrypto || need openssl
+    lib sqlite3 || need sqlite
+    header uthash.h || need uthash
     lib cmocka || need cmocka
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python-pip
 else
     say "No package manager that this script knows (apt-get, brew, dnf, pacman)."
     say "Please install: a C and C++ compiler, cmake, ninja, pkg-config, python3 with pip, and the development"
-    say "packages of jansson, pcre2, OpenSSL 3 and cmocka."
+    say "packages of jansson, pcre2, OpenSSL 3, SQLite (3.37 or newer), uthash and cmocka."
     exit 1
 fi
 

@@ -41,14 +41,15 @@ typedef struct gr_decoder_stats {
 int gr_decoder_create(gr_decoder **out, gr_base_model *base, const gr_decoder_options *options, graft_error *err);
 void gr_decoder_free(gr_decoder *d);
 
-/* Runs the self-test. Returns 0 with its verdict in *passed and one line of text, or DECODE_FAILED, OUT_OF_MEMORY. */
+/* Runs the self-test. Returns 0 with its verdict in *passed and one line of text. Errors: DECODE_FAILED,
+ * OUT_OF_MEMORY (it could not run). */
 int gr_decoder_selftest(gr_decoder *d, bool *passed, char text[160], graft_error *err);
 
 /*
  * Decodes all spans, `rows` says which way. For every span that went through the sink got its outputs in order, before
  * the next llama_decode. A span's error does not touch the others: NON_FINITE_OUTPUT (of an adapter), DECODE_FAILED,
  * OUT_OF_MEMORY, INTERNAL. The spans' rows sum up to at most options.batch, outputs to gr_decoder_max_outputs.
- * Returns false if the row-wise way turned out not to work; the step was then done grouped, and so should the next ones.
+ * Returns false if the row-wise way turned out not to work; the step was then done grouped, as the next ones should be.
  */
 bool gr_decoder_run(gr_decoder *d, gr_span *spans, int n, bool rows, gr_logits_sink sink, void *user);
 

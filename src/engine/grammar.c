@@ -179,7 +179,7 @@ static void advance(gr_grammar *g, const stack_set *from, stack_set *to, uint32_
 
 /* ---- characters --------------------------------------------------------------------------------------- */
 
-/* One more byte; false if no character has it there. NUL counts as none: no grammar means it, and it would cut texts. */
+/* One more byte; false if no character has it there. NUL is none: no grammar means it, and it would cut texts. */
 static bool feed(partial *p, unsigned char byte) {
     if (p->missing > 0) {
         p->value = p->value << 6 | (byte & 0x3Fu);

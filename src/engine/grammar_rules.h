@@ -21,7 +21,13 @@
 #define GR_GRAMMAR_MAX_ELEMENTS 32768
 
 /* A rule is a run of elements: alternatives separated by ALT, closed by END. */
-typedef enum gr_element_kind { GR_ELEMENT_END, GR_ELEMENT_ALT, GR_ELEMENT_RULE, GR_ELEMENT_CHAR, GR_ELEMENT_CLASS } gr_element_kind;
+typedef enum gr_element_kind {
+    GR_ELEMENT_END,
+    GR_ELEMENT_ALT,
+    GR_ELEMENT_RULE,
+    GR_ELEMENT_CHAR,
+    GR_ELEMENT_CLASS
+} gr_element_kind;
 
 typedef struct gr_element {
     gr_element_kind kind;

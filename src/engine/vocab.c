@@ -2,6 +2,7 @@
 
 #include "base/memory.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 int gr_vocab_init(gr_vocab *v, const struct llama_vocab *llama, graft_error *err) {
@@ -60,16 +61,23 @@ int gr_vocab_tokenize(const gr_vocab *v, const char *text, size_t length, bool s
         return gr_fail(err, GRAFT_E_CONTEXT_LENGTH, "the prompt has %zu bytes, so at least %zu tokens; at most %d fit",
                        length, length / longest, most);
     }
-    size_t room = length < (size_t)most ? length + 8 : (size_t)most + 8; /* 8: for BOS, EOS, a leading space */
-    llama_token *tokens = gr_calloc(room, sizeof *tokens);
-    if (!tokens) {
-        return gr_fail_memory(err, room * sizeof *tokens);
+    /* Mostly there are no more tokens than bytes. Where normalisation adds some, libllama says how many there are. */
+    int32_t room = (length < (size_t)most ? (int32_t)length : most) + 8; /* 8: for BOS, EOS, a leading space */
+    int32_t found = -room;
+    llama_token *tokens = NULL;
+    for (int attempt = 0; attempt < 2 && found < 0 && found >= -most - 8; attempt++) {
+        gr_free(tokens);
+        tokens = gr_calloc((size_t)room, sizeof *tokens);
+        if (!tokens) {
+            return gr_fail_memory(err, (size_t)room * sizeof *tokens);
+        }
+        found = llama_tokenize(v->llama, text, (int32_t)length, tokens, room, true, special);
+        room = -found; /* for the second attempt */
     }
-    int found = llama_tokenize(v->llama, text, (int32_t)length, tokens, (int32_t)room, true, special);
     if (found < 0 || found > most) {
         gr_free(tokens);
         return gr_fail(err, GRAFT_E_CONTEXT_LENGTH, "the prompt has %d tokens, at most %d fit",
-                       found < 0 ? -found : found, most);
+                       found < -INT32_MAX ? INT32_MAX : abs(found), most);
     }
     *out = tokens;
     *n = found;

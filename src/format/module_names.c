@@ -259,14 +259,29 @@ static bool is_other_module(const char *path) {
     return ends_with(last, "_norm") || ends_with(last, "layernorm");
 }
 
-static int unknown_target(const gr_arch *arch, const char *tensor, graft_error *err) {
+/* `code`: UNKNOWN_TARGET, or UNSUPPORTED_TARGET for a module that this architecture keeps in another form. */
+static int no_such_module(int code, const gr_arch *arch, const char *tensor, graft_error *err) {
     char modules[280] = "";
     size_t at = 0;
     for (size_t i = 0; i < arch->n_rules && at < sizeof modules; i++) {
         at += (size_t)snprintf(modules + at, sizeof modules - at, "%s%s", i ? ", " : "", arch->rules[i].module);
     }
-    return gr_fail(err, GRAFT_E_UNKNOWN_TARGET, "tensor " NAME ": %s has no such module (it has %s.N. with %s)",
-                   tensor, arch->name, arch->layers, modules);
+    return gr_fail(err, code, "tensor " NAME ": %s has no such module%s (it has %s.N. with %s)", tensor, arch->name,
+                   code == GRAFT_E_UNSUPPORTED_TARGET ? ", it is fused or split otherwise" : "", arch->layers, modules);
+}
+
+/* Whether some architecture has a module of that name: then this one has it too, but fused or split otherwise. */
+static bool known_elsewhere(const char *module) {
+    size_t n;
+    const gr_arch *list = gr_arch_list(&n);
+    for (size_t i = 0; i < n; i++) {
+        for (size_t j = 0; j < list[i].n_rules; j++) {
+            if (strcmp(module, list[i].rules[j].module) == 0) {
+                return true;
+            }
+        }
+    }
+    return false;
 }
 
 static int find_target(gr_module_name *out, const gr_arch *arch, const char *tensor, graft_error *err) {
@@ -283,7 +298,8 @@ static int find_target(gr_module_name *out, const gr_arch *arch, const char *ten
         return gr_fail(err, GRAFT_E_UNSUPPORTED_TARGET,
                        "tensor " NAME ": adapters on embeddings, heads and norms are not supported", tensor);
     }
-    return unknown_target(arch, tensor, err);
+    bool other_form = module && known_elsewhere(module);
+    return no_such_module(other_form ? GRAFT_E_UNSUPPORTED_TARGET : GRAFT_E_UNKNOWN_TARGET, arch, tensor, err);
 }
 
 int gr_module_name_parse(gr_module_name *out, const gr_arch *arch, const char *tensor, graft_error *err) {
@@ -303,7 +319,7 @@ int gr_module_name_parse(gr_module_name *out, const gr_arch *arch, const char *t
     }
     size_t length = (size_t)(suffix - path);
     if (length >= sizeof name.path) {
-        return unknown_target(arch, tensor, err);
+        return no_such_module(GRAFT_E_UNKNOWN_TARGET, arch, tensor, err);
     }
     memcpy(name.path, path, length);
     code = find_target(&name, arch, tensor, err);

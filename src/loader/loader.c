@@ -109,7 +109,8 @@ static void bury(gr_loader *l, gr_version *dead) {
 }
 
 /* Without the mutex. */
-static void record(gr_loader *l, gr_event_kind kind, const char *key, const gr_loaded *loaded, double ms, const graft_error *err) {
+static void record(gr_loader *l, gr_event_kind kind, const char *key, uint64_t revision, const gr_loaded *loaded, double ms,
+                   const graft_error *err) {
     if (!l->o.catalog.record) {
         return;
     }
@@ -120,7 +121,7 @@ static void record(gr_loader *l, gr_event_kind kind, const char *key, const gr_l
     gr_event event = {.kind = kind, .project = project, .adapter = adapter, .ms = ms,
                       .generation = loaded ? loaded->generation : "", .bytes = loaded ? loaded->bytes : 0,
                       .format = loaded ? loaded->format : NULL, .rank = loaded ? loaded->rank : 0,
-                      .code = err ? err->code : 0, .message = err ? err->message : NULL};
+                      .code = err ? err->code : 0, .message = err ? err->message : NULL, .revision = revision};
     l->o.catalog.record(l->o.catalog.self, &event);
 }
 
@@ -230,6 +231,7 @@ static void flight_failed(gr_loader *l, gr_version *v, const graft_error *err) {
         v->job = NULL;
     }
     snprintf(key, sizeof key, "%s", v->slot->key);
+    uint64_t revision = v->revision;
     gr_mutex_lock(&l->mutex);
     if (err->code == GRAFT_E_BUSY) {
         l->table.metrics.busy++;
@@ -239,7 +241,7 @@ static void flight_failed(gr_loader *l, gr_version *v, const graft_error *err) {
     unpark(l);
     gr_mutex_unlock(&l->mutex);
     gr_log_line(l->o.log, GRAFT_LOG_WARN, "adapter %s: not loaded: %s: %s", key, graft_error_name(err->code), err->message);
-    record(l, GR_EVENT_FAILED, key, NULL, 0, err);
+    record(l, GR_EVENT_FAILED, key, revision, NULL, 0, err);
     call_back(callbacks);
 }
 
@@ -277,7 +279,7 @@ static gr_step find_room(gr_loader *l, gr_version *v, uint64_t bytes, graft_erro
         gr_mutex_unlock(&l->mutex);
         for (gr_version *e = evicted; e; e = e->queue_next) {
             gr_log_line(l->o.log, GRAFT_LOG_INFO, "adapter %s: evicted, %" PRIu64 " bytes", e->slot->key, e->loaded.bytes);
-            record(l, GR_EVENT_EVICTED, e->slot->key, &e->loaded, 0, NULL);
+            record(l, GR_EVENT_EVICTED, e->slot->key, e->revision, &e->loaded, 0, NULL);
         }
         bool again = evicted != NULL && room == GR_ROOM_WAIT;
         bury(l, evicted);
@@ -348,6 +350,7 @@ static void flight_landed(gr_loader *l, gr_version *v, const gr_loaded *loaded, 
     gr_version *dead = NULL;
     char key[2 * GR_NAME_MAX + 2];
     gr_loaded said = *loaded;
+    uint64_t revision = v->revision;
     gr_mutex_lock(&l->mutex);
     snprintf(key, sizeof key, "%s", v->slot->key);
     gr_histogram_add(&l->table.metrics.load_us, (int64_t)(ms * 1000));
@@ -358,7 +361,7 @@ static void flight_landed(gr_loader *l, gr_version *v, const gr_loaded *loaded, 
     /* From here on v may be gone: whoever was handed a lease may have released it. */
     gr_log_line(l->o.log, said.no_effect ? GRAFT_LOG_WARN : GRAFT_LOG_INFO, "adapter %s: loaded generation %.12s, %" PRIu64 " bytes in %.1f ms%s",
                 key, said.generation, said.bytes, ms, said.no_effect ? "; it has no effect" : "");
-    record(l, GR_EVENT_LOADED, key, &said, ms, NULL);
+    record(l, GR_EVENT_LOADED, key, revision, &said, ms, NULL);
     bury(l, dead);
     call_back(callbacks);
 }
@@ -707,7 +710,7 @@ int gr_loader_unload(gr_loader *l, const char *project, const char *adapter, uin
         return gr_fail(err, GRAFT_E_NOT_FOUND, "%s/%s is not loaded", project, adapter);
     }
     if (dead) {
-        record(l, GR_EVENT_UNLOADED, dead->slot->key, &dead->loaded, 0, NULL);
+        record(l, GR_EVENT_UNLOADED, dead->slot->key, dead->revision, &dead->loaded, 0, NULL);
     }
     bury(l, dead);
     *freed = now;
@@ -742,7 +745,7 @@ uint64_t gr_loader_relieve(gr_loader *l, uint64_t bytes) {
         if (!victim) {
             break;
         }
-        record(l, GR_EVENT_EVICTED, dead->slot->key, &dead->loaded, 0, NULL);
+        record(l, GR_EVENT_EVICTED, dead->slot->key, dead->revision, &dead->loaded, 0, NULL);
         bury(l, dead);
     }
     return freed;
@@ -830,6 +833,7 @@ int gr_loader_create(gr_loader **out, const gr_loader_options *options, graft_er
         gr_free(l);
         return rc;
     }
+    gr_policy_limit_count(l->table.policy, (size_t)l->table.max_adapters);
     gr_mutex_init(&l->mutex, GR_RANK_LOADER);
     gr_cond_init(&l->work);
     gr_cond_init(&l->pause);

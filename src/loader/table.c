@@ -140,6 +140,12 @@ gr_room gr_table_make_room(gr_table *t, gr_version *v, uint64_t bytes, gr_versio
     if (bytes > gr_budget_capacity(&t->budget)) {
         return GR_ROOM_NEVER;
     }
+    if (!v->announced) { /* the policy hears of each load once, before it is asked for victims */
+        v->announced = true;
+        v->policy.bytes = bytes ? bytes : 1;
+        v->policy.cost = 1e-6;
+        gr_policy_miss(t->policy, &v->policy);
+    }
     /* What is evicted here keeps its bytes until it is freed; count them as good as free to know when to stop. */
     uint64_t coming = 0;
     while (over_count(t) || gr_budget_free(&t->budget) + coming < bytes) {

@@ -75,6 +75,7 @@ struct gr_version {
     int attempts;              /* LOADING: that failed */
     bool temporary;            /* only temporary leases ever asked for it: unloaded with the last of them */
     bool unwanted;             /* LOADING: unloaded meanwhile; goes to its waiters only */
+    bool announced;            /* LOADING: gr_policy_miss was called */
     bool parked;               /* LOADING: waits for room, in no queue */
     bool no_room;              /* LOADING: found none when last it looked */
     void *job;                 /* LOADING: the backend's, once prepared */

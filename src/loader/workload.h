@@ -1,4 +1,4 @@
-/* Traces for gr_replay, made from a seed: the same on every machine. */
+/* Traces for gr_replay, made from a seed: the same numbers each time. */
 #ifndef GR_WORKLOAD_H
 #define GR_WORKLOAD_H
 

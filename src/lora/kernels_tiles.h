@@ -94,7 +94,7 @@ GR_TILE void down_all(float *t, const gr_module *m, const void *x, size_t x_stri
         down_rows(t + i * m->rank, m, x, x_stride, rows + i, scale + i, k0, k1, 2, 4, half);
     }
     if (i < n_rows) {
-        down_rows(t + i * m->rank, m, x, x_stride, rows + i, scale + i, k0, k1, 1, 4, half);
+        down_rows(t + i * m->rank, m, x, x_stride, rows + i, scale + i, k0, k1, 1, 8, half);
     }
 }
 
@@ -131,9 +131,10 @@ GR_TILE void up_tile(void *y, size_t y_stride, const gr_module *m, const float *
         for (int r = 0; r < R; r++) {
             tk[r] = v8_set1(t[r * m->rank + k]);
         }
-        if (R == 1) {
-            __builtin_prefetch((const char *)m->b + (at + 64) * (half ? 2 : 4), 0, 3);
-            __builtin_prefetch((const char *)m->b + (at + 64) * (half ? 2 : 4) + 64, 0, 3);
+        if (R == 1) { /* the next block of this row of B: a row is too far from the next for the hardware to guess */
+            const char *next = (const char *)m->b + (at + (size_t)(8 * V)) * (half ? 2 : 4);
+            __builtin_prefetch(next);
+            __builtin_prefetch(next + 64);
         }
         GR_UNROLL
         for (int v = 0; v < V; v++) {

@@ -408,12 +408,12 @@ static int check_whole(gr_store *s, graft_error *err) {
 }
 
 /* Read-only on a medium where SQLite cannot make the files that its readers share. Without a log nothing can be
- * missed by doing without them. */
-static int connect_immutable(gr_store *s, graft_error *err) {
+ * missed by doing without them. `why` is what opening in the usual way failed with. */
+static int connect_immutable(gr_store *s, int why, graft_error *err) {
     char path[PATH_MAX], uri[3 * PATH_MAX + 32];
     struct stat st;
     if (stat(beside(path, s, "-wal"), &st) == 0) {
-        return failed(s, err);
+        return why;
     }
     size_t o = (size_t)snprintf(uri, sizeof uri, "file:");
     for (const char *c = s->path; *c; c++) {
@@ -422,21 +422,21 @@ static int connect_immutable(gr_store *s, graft_error *err) {
     snprintf(uri + o, sizeof uri - o, "?immutable=1");
     sqlite3_close(s->db);
     s->db = NULL;
-    return connect(s, uri, SQLITE_OPEN_READONLY | SQLITE_OPEN_URI, 0, err);
+    int rc = connect(s, uri, SQLITE_OPEN_READONLY | SQLITE_OPEN_URI, 0, err);
+    return rc ? rc : check_version(s, true, err);
+}
+
+static int connect_and_check(gr_store *s, bool read_only, int wait_ms, graft_error *err) {
+    int rc = connect(s, s->path, read_only ? SQLITE_OPEN_READONLY : SQLITE_OPEN_READWRITE, wait_ms, err);
+    rc = rc ? rc : check_version(s, read_only, err);
+    return rc == GRAFT_E_STORAGE_FULL && read_only ? connect_immutable(s, rc, err) : rc;
 }
 
 static int open_existing(gr_store *s, bool read_only, int wait_ms, graft_error *err) {
-    int rc = check_bytes(s, err);
-    rc = rc ? rc : connect(s, s->path, read_only ? SQLITE_OPEN_READONLY : SQLITE_OPEN_READWRITE, wait_ms, err);
-    if (rc) {
-        return rc;
-    }
-    rc = check_version(s, read_only, err);
-    if (rc == GRAFT_E_STORAGE_FULL && read_only && connect_immutable(s, err) == 0) {
-        rc = check_version(s, read_only, err);
-    }
-    rc = rc ? rc : check_whole(s, err);
     int64_t version = GR_STORE_VERSION;
+    int rc = check_bytes(s, err);
+    rc = rc ? rc : connect_and_check(s, read_only, wait_ms, err);
+    rc = rc ? rc : check_whole(s, err);
     rc = rc ? rc : number(s, &version, "PRAGMA user_version", err);
     rc = rc ? rc : migrate(s, version, err);
     if (!rc && !read_only) {

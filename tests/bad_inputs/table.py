@@ -346,7 +346,7 @@ case("S12", "negative", "bad_offsets")(offsets(-8, 8))
 case("S12", "empty range, full shape", "bad_offsets")(offsets(0, 0))
 
 
-@case("S13", "near 2^63, right length", "truncated")
+@case("S13", "near 2^63, right length", "hole")
 def _(folder, good):
     header, data = header_of(good.tensors)
     last = header[list(header)[-1]]
@@ -496,7 +496,7 @@ config("C07", "regex pattern", None, alpha_pattern={r"layers\.[01]\.self_attn\.(
 config("C07", "pattern that ends slowly", "unsupported_pattern", alpha_pattern={r"(([a-z_.0-9]+)+)+[A-Z]": 4, "q_proj": 2})
 config("C07", "pattern that does not compile", "unsupported_pattern", alpha_pattern={"(q_proj": 4})
 config("C07", "pattern with look-ahead", "unsupported_pattern", alpha_pattern={"(?=q)q_proj": 4})
-config("C07", "value a string", "bad_type", alpha_pattern={"q_proj": "4"})
+config("C07", "value a string", "bad_alpha", alpha_pattern={"q_proj": "4"})
 config("C07", "value 0", "bad_alpha", alpha_pattern={"q_proj": 0})
 config("C07", "rank value 0", "bad_rank", rank_pattern={"q_proj": 0})
 config("C08", "alpha pattern that fits nothing", "pattern_unused", alpha_pattern={"q_porj": 4})
@@ -587,7 +587,7 @@ for new in ("layers.40.", "layers.-1.", "layers.007.", "layers.1e1.", "layers.18
     spoil("L06", f"layer {new}", "unknown_target")(lambda good, new=new: rename(good, "layers.1.", new))
 spoil("L06", "module that no layer has", "unknown_target")(lambda good: rename(good, "q_proj", "qq_proj"))
 spoil("L07", "norm as target", "unsupported_target")(lambda good: rename(good, "self_attn.q_proj", "input_layernorm"))
-spoil("L07", "head as target", "unsupported_adapter")(lambda good: rename(good, "model.layers.0.self_attn.q_proj", "lm_head"))
+spoil("L07", "head as target", "unsupported_target")(lambda good: rename(good, "model.layers.0.self_attn.q_proj", "lm_head"))
 spoil("L08", "wrong prefix everywhere", "zero_targets")(lambda good: rename(good, "base_model.model.model.", "language_model."))
 spoil("L08", "wrong prefix in one layer", "unmapped_tensors")(
     lambda good: rename(good, "base_model.model.model.layers.1.", "language_model.layers.1."))
@@ -600,7 +600,7 @@ def _(good):
         good.tensors[name.replace(f"{part}.weight", f"{part}.default.weight")] = good.tensors[name]
 
 
-spoil("L10", "fused name on a split base", "unknown_target")(lambda good: rename(good, "self_attn.q_proj", "self_attn.qkv_proj"))
+spoil("L10", "fused name on a split base", "unsupported_target")(lambda good: rename(good, "self_attn.q_proj", "self_attn.qkv_proj"))
 
 
 def poison(row, variant, code, bits):

@@ -9,13 +9,14 @@ measured in the same run with the same key-value type, or below a small floor (s
 handed to `graft score` as it stands, for instance `-- --apply grouped`. Exit status 1 if anything is wrong.
 """
 import argparse
+import array
 import json
+import math
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 
 FACTOR = 1.5
 # Below these, an error is rounding whatever the base's own error is.
@@ -50,7 +51,7 @@ def score(args, gguf, adapters, tokens, n_vocab, kv, folder):
     out.unlink(missing_ok=True)
     command = [args.graft, "score", "-m", str(gguf)]
     for path, scale in adapters:
-        command += ["-a", str(path) if scale == 1 else f"{path}={scale:g}"]
+        command += ["-a", str(path) if scale == 1 else f"{path}@{scale:g}"]
     command += ["--tokens", ",".join(map(str, tokens)), "--logits", str(out), "--kv", kv, *args.more]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=args.timeout)
@@ -65,17 +66,24 @@ def score(args, gguf, adapters, tokens, n_vocab, kv, folder):
         raise Refused(last)
     if not out.exists():
         raise Broken("exit status 0, but no logits")
-    got = np.fromfile(out, dtype="<f4")
-    if got.size != len(tokens) * n_vocab:
-        raise Broken(f"{got.size} logits, not {len(tokens)} x {n_vocab}")
+    got = floats(out)
+    if len(got) != len(tokens) * n_vocab:
+        raise Broken(f"{len(got)} logits, not {len(tokens)} x {n_vocab}")
     return got
 
 
+def floats(path):
+    """A file of little-endian float32."""
+    values = array.array("f", path.read_bytes())
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values
+
+
 def relative(got, want):
-    if not np.isfinite(got).all():
+    if len(got) != len(want) or not all(map(math.isfinite, got)):
         return float("inf")
-    got, want = got.astype(np.float64), want.astype(np.float64)
-    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+    return math.sqrt(math.fsum((g - w) ** 2 for g, w in zip(got, want)) / math.fsum(w * w for w in want))
 
 
 def check(args, golden, base, case, kv, folder, base_error):
@@ -106,7 +114,7 @@ def check(args, golden, base, case, kv, folder, base_error):
         row["verdict"] = "ACCEPTED"
         row["note"] = "this adapter cannot be right on this base"
         return row
-    error = relative(got, np.fromfile(golden / entry["logits"], dtype="<f4"))
+    error = relative(got, floats(golden / entry["logits"]))
     row["error"] = error
     key = (entry["tolerance"], kv)
     if case is None:

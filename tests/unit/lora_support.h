@@ -39,7 +39,7 @@ typedef struct test_options {
 /* Path of a tiny base of the oracle. Static storage. */
 static inline const char *tiny_base(const char *name) {
     static char path[512];
-    snprintf(path, sizeof path, "%s/../oracle/golden/bases/%s.gguf", GRAFT_TEST_DATA, name);
+    snprintf(path, sizeof path, "%s/oracle/golden/bases/%s.gguf", GRAFT_TEST_DATA, name);
     return path;
 }
 

@@ -17,7 +17,8 @@ static void load_kinds(kinds *k, graft *g) {
     k->qv = load_or_fail(g, "adapters/llama/qv");
     k->rslora = load_or_fail(g, "adapters/llama/rslora");
     const graft_adapter_use uses[KINDS][2] = {
-        {{NULL, 0}}, {{k->plain, 1}}, {{k->qv, 1}}, {{k->rslora, 1}}, {{k->qv, 1}, {k->plain, 0.5f}}, {{k->plain, -0.7f}}};
+        {{NULL, 0}},        {{k->plain, 1}}, {{k->qv, 1}},
+        {{k->rslora, 1}}, {{k->qv, 1}, {k->plain, 0.5f}}, {{k->plain, -0.7f}}};
     memcpy(k->uses, uses, sizeof uses);
     for (int i = 0; i < KINDS; i++) {
         k->n[i] = i == 0 ? 0 : i == 4 ? 2 : 1;
@@ -170,7 +171,8 @@ static void test_scales(void **state) {
     graft_adapter *a = load_or_fail(g, "adapters/llama/plain"), *b = load_or_fail(g, "adapters/llama/qv");
     graft_request r = request("the scale of things", 24);
     answer base = run(g, &r);
-    graft_adapter_use one[] = {{a, 1}}, zero[] = {{a, 0}}, halves[] = {{a, 0.5f}, {a, 0.5f}}, none[] = {{a, 2}, {a, -2}};
+    graft_adapter_use one[] = {{a, 1}}, zero[] = {{a, 0}}, halves[] = {{a, 0.5f}, {a, 0.5f}};
+    graft_adapter_use none[] = {{a, 2}, {a, -2}};
     graft_adapter_use ab[] = {{a, 1}, {b, 1}}, ba[] = {{b, 1}, {a, 1}};
 #define RUN(set) (r.adapters = set, r.n_adapters = sizeof set / sizeof *set, run(g, &r))
     answer without = RUN(zero), cancelled = RUN(none);

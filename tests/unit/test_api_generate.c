@@ -457,7 +457,8 @@ static void test_many_like_alone(void **state) {
     char prompts[MANY][64];
     static answer alone[MANY];
     for (int i = 0; i < MANY; i++) {
-        snprintf(prompts[i], sizeof prompts[i], "%.*s number %d", 1 + i * 2, "a rather long line of some more words", i);
+        snprintf(prompts[i], sizeof prompts[i], "%.*s number %d", 1 + i * 2,
+                 "a rather long line of some more words", i);
         r[i] = request(prompts[i], 4 + i);
         alone[i] = run(g, &r[i]);
     }

@@ -105,7 +105,8 @@ static void test_mixed_outputs(void **state) {
     (void)state;
     bed *b = bed_open(64);
     solo(b, NULL, true, want);
-    gr_span spans[] = {span_of(b, 0, 1, NULL), span_of(b, 1, 0, NULL), span_of(b, 2, ROWS, NULL), span_of(b, 3, 3, NULL)};
+    gr_span spans[] = {span_of(b, 0, 1, NULL), span_of(b, 1, 0, NULL), span_of(b, 2, ROWS, NULL),
+                       span_of(b, 3, 3, NULL)};
     assert_true(gr_decoder_run(b->d, spans, 4, true, keep, b));
     for (int s = 0; s < SPANS; s++) {
         check_span(b, &spans[s], want);

@@ -74,10 +74,11 @@ static gr_adapter *random_adapter(float gain) {
 /* ---- faults ------------------------------------------------------------------------------------------------ */
 
 /*
- * Four requests share batches: base, huge, good, huge. The huge adapter's values are finite, so loading accepts it; what
- * it computes is not. Whatever becomes of its requests, the others get the answers that they get alone.
+ * Four requests share batches: base, huge, good, huge. The huge adapter's values are finite, so loading accepts it;
+ * what it computes is not. Whatever becomes of its requests, the others get the answers that they get alone.
  */
-static void overflow_case(const gr_adapter *good, const gr_adapter *huge, graft_kv_type kv, graft_apply apply, bool sure) {
+static void overflow_case(const gr_adapter *good, const gr_adapter *huge, graft_kv_type kv, graft_apply apply,
+                          bool sure) {
     gr_engine *e;
     assert_int_equal(open_engine_kv(&e, 4, kv, NULL), 0);
     assert_int_equal(gr_engine_set_apply(e, apply, NULL), 0);

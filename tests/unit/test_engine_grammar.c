@@ -219,8 +219,9 @@ static void test_nothing_is_never_next(void **state) {
 static const char *const shared_grammars[] = {
     "root ::= \"yes\" | \"no\"",
     "root ::= [a-z]+ (\" \" [a-z]+)*",
-    "root ::= obj\nobj ::= \"{\" (pair (\",\" pair)*)? \"}\"\npair ::= str \":\" val\nstr ::= \"\\\"\" [^\"]* \"\\\"\"\n"
-    "val ::= obj | str | num | \"[\" (val (\",\" val)*)? \"]\"\nnum ::= \"-\"? [0-9]{1,5} (\".\" [0-9]+)?",
+    ("root ::= obj\nobj ::= \"{\" (pair (\",\" pair)*)? \"}\"\n"
+     "pair ::= str \":\" val\nstr ::= \"\\\"\" [^\"]* \"\\\"\"\n"
+     "val ::= obj | str | num | \"[\" (val (\",\" val)*)? \"]\"\nnum ::= \"-\"? [0-9]{1,5} (\".\" [0-9]+)?"),
     "root ::= (\"a\" | \"b\" \"c\"?){2,5} .{0,3}",
     "root ::= \"(\" root \")\" root | [\xC3\xA0-\xC3\xBF] | \"\xE2\x82\xAC\"",
     "root ::= x x x\nx ::= \"a\"? \"b\"*",
@@ -258,7 +259,7 @@ static llama_token compare(both *b) {
         llama_sampler_apply(b->theirs, &array);
         bool theirs = one.logit != -INFINITY, ours;
         if (llama_vocab_is_control(b->vocab->llama, t) && !gr_vocab_is_end(b->vocab, t)) {
-            continue; /* libllama matches the names of control tokens; they give no text, so graft never allows them */
+            continue; /* libllama matches their names; they give no text, so graft never allows them */
         }
         gr_buffer_clear(&b->piece);
         assert_true(gr_vocab_piece(b->vocab, t, false, &b->piece));

@@ -136,7 +136,7 @@ static void takes_names_apart(void **state) {
         {L "0.lora_A.weight", GRAFT_E_UNKNOWN_TARGET},
         {L "0..lora_A.weight", GRAFT_E_UNKNOWN_TARGET},
         {L "0.q_proj.lora_A.weight", GRAFT_E_UNKNOWN_TARGET},
-        {L "0.self_attn.qkv_proj.lora_A.weight", GRAFT_E_UNKNOWN_TARGET}, /* L10 */
+        {L "0.self_attn.qkv_proj.lora_A.weight", GRAFT_E_UNSUPPORTED_TARGET}, /* L10 */
         {L "0.self_attn.q_proj.x.lora_A.weight", GRAFT_E_UNKNOWN_TARGET},
         {P "model.layers0.self_attn.q_proj.lora_A.weight", GRAFT_E_UNKNOWN_TARGET},
         {P "model.layers_0.self_attn.q_proj.lora_A.weight", GRAFT_E_UNKNOWN_TARGET},

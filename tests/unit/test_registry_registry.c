@@ -460,7 +460,7 @@ static void many_threads(void **state) {
         assert_int_equal(gr_thread_start(&threads[i], ask, NULL), 0);
     }
     for (int round = 0; round < ROUNDS; round++) {
-        char name[8];
+        char name[16];
         for (int i = 0; i < 10; i++) {
             snprintf(name, sizeof name, "q%d", i);
             good(gr_registry_adapter_add(shared, name, NULL, path, GRAFT_ADD_PROJECT, &err));
