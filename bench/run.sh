@@ -8,12 +8,16 @@ here=$(cd "$(dirname "$0")" && pwd)
 model=$("$here/../tools/get_model.sh")
 adapters="$CACHE/bench-adapters-r16"
 q8="$CACHE/bench-SmolLM2-135M-Instruct.Q8_0.gguf"
-[ -f "$adapters/7/adapter_model.safetensors" ] || python3 "$here/make_adapters.py" "$model" "$adapters" --count 8 --rank 16
-[ -f "$q8" ] || "$here/../build/bench_quantize" "$model" "$q8" q8_0
+[ -f "$adapters/adapter-8/adapter_model.safetensors" ] ||
+    python3 "$here/make_adapters.py" "$model" "$adapters" --count 8 --rank 16 >&2
+[ -f "$q8" ] || "$here/../build/bench_quantize" "$model" "$q8" q8_0 2>/dev/null
 mkdir -p "$here/out"
+all=""
+for i in 1 2 3 4 5 6 7 8; do all="$all -a $adapters/adapter-$i"; done
 for m in "$model" "$q8"; do
     name=$(basename "$m" .gguf)
     say "== $name"
-    "$here/../build/graft" bench -m "$m" $(for i in 0 1 2 3 4 5 6 7; do printf -- '-a %s ' "$adapters/$i"; done) "$@"
-    "$here/../build/graft" bench -m "$m" $(for i in 0 1 2 3 4 5 6 7; do printf -- '-a %s ' "$adapters/$i"; done) --json "$@" >"$here/out/$name.json"
+    # shellcheck disable=SC2086 # the words are meant to be split
+    "$here/../build/graft" bench -m "$m" $all --json "$@" >"$here/out/$name.json"
+    python3 "$here/table.py" "$here/out/$name.json"
 done

@@ -190,7 +190,7 @@ static void check_keys(const parse *p) {
 
 /* *is_lora is false for another kind of adapter, whose other keys mean nothing to us. */
 static int check_peft_type(const parse *p, bool *is_lora) {
-    const char *type;
+    const char *type = NULL;
     int code = get_string(p, "peft_type", &type);
     if (code) {
         return code;
@@ -209,7 +209,7 @@ static int check_peft_type(const parse *p, bool *is_lora) {
 }
 
 static int check_bias(const parse *p) {
-    const char *bias;
+    const char *bias = NULL;
     int code = get_string(p, "bias", &bias);
     if (!code && bias && strcmp(bias, "none") != 0) {
         char quoted[GR_QUOTE_SIZE];
@@ -221,7 +221,7 @@ static int check_bias(const parse *p) {
 
 /* The task adds a head of its own unless it is one of generating text. */
 static int check_task(const parse *p) {
-    const char *task;
+    const char *task = NULL;
     int code = get_string(p, "task_type", &task);
     if (!code && task && *task && strcmp(task, "CAUSAL_LM") != 0 && strcmp(task, "SEQ_2_SEQ_LM") != 0) {
         char quoted[GR_QUOTE_SIZE];
@@ -376,7 +376,7 @@ static int read_targets(const parse *p) {
 }
 
 static int read_base(const parse *p) {
-    const char *base;
+    const char *base = NULL;
     int code = get_string(p, "base_model_name_or_path", &base);
     if (!code && base) {
         p->c->base_model = gr_strdup(base);

@@ -131,7 +131,7 @@ GR_TILE void up_tile(void *y, size_t y_stride, const gr_module *m, const float *
         for (int r = 0; r < R; r++) {
             tk[r] = v8_set1(t[r * m->rank + k]);
         }
-        if (R == 1) { /* the next block of this row of B: a row is too far from the next for the hardware to guess */
+        if (R == 1) { /* this row's next block: rows lie too far apart for the hardware to guess */
             const char *next = (const char *)m->b + (at + (size_t)(8 * V)) * (half ? 2 : 4);
             __builtin_prefetch(next);
             __builtin_prefetch(next + 64);

@@ -9,26 +9,6 @@
 #include <ggml-backend.h>
 #include <ggml-cpu.h>
 #include <signal.h>
-#include <stdint.h>
-
-#if defined(__SANITIZE_THREAD__)
-#define GR_TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define GR_TSAN 1
-#endif
-#endif
-
-/* libllama is usually built without TSan, which then cannot see ggml's barriers: say what they order. */
-#ifdef GR_TSAN
-void __tsan_acquire(void *p);
-void __tsan_release(void *p);
-#define HAPPENS_BEFORE(p) __tsan_release(p)
-#define HAPPENS_AFTER(p) __tsan_acquire(p)
-#else
-#define HAPPENS_BEFORE(p) ((void)(p))
-#define HAPPENS_AFTER(p) ((void)(p))
-#endif
 
 struct gr_pool {
     int n_threads;
@@ -42,7 +22,6 @@ struct gr_pool {
     /* the run under way */
     gr_pool_fn first, second;
     void *user;
-    char started, between, finished; /* addresses for TSan */
 };
 
 typedef ggml_threadpool_t (*threadpool_new_fn)(struct ggml_threadpool_params *);
@@ -66,17 +45,13 @@ static procedure find(ggml_backend_reg_t cpu, const char *name) {
 static void run_first(struct ggml_tensor *node, int thread, int n_threads, void *user) {
     gr_pool *p = user;
     (void)node;
-    HAPPENS_AFTER(&p->started);
     p->first(p->user, thread, n_threads);
-    HAPPENS_BEFORE(&p->between);
 }
 
 static void run_second(struct ggml_tensor *node, int thread, int n_threads, void *user) {
     gr_pool *p = user;
     (void)node;
-    HAPPENS_AFTER(&p->between);
     p->second(p->user, thread, n_threads);
-    HAPPENS_BEFORE(&p->finished);
 }
 
 /* Two nodes without data; the second depends on the first. */
@@ -171,8 +146,5 @@ bool gr_pool_run(gr_pool *p, gr_pool_fn first, gr_pool_fn second, void *user) {
     p->first = first;
     p->second = second;
     p->user = user;
-    HAPPENS_BEFORE(&p->started);
-    bool done = ggml_backend_graph_compute(p->backend, p->graph) == GGML_STATUS_SUCCESS;
-    HAPPENS_AFTER(&p->finished);
-    return done;
+    return ggml_backend_graph_compute(p->backend, p->graph) == GGML_STATUS_SUCCESS;
 }

@@ -149,7 +149,10 @@ static void fill_batch(test *t, int step) {
 
 static int decode(test *t, graft_error *err) {
     int code = llama_decode(t->ctx, t->batch);
-    return code == 0 ? 0 : gr_fail(err, GRAFT_E_DECODE_FAILED, "the self-test's decode failed (libllama says %d)", code);
+    if (code != 0) {
+        return gr_fail(err, GRAFT_E_DECODE_FAILED, "the self-test's decode failed (libllama says %d)", code);
+    }
+    return 0;
 }
 
 /* The logits of the sequences in `mask`. */

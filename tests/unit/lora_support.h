@@ -83,7 +83,8 @@ static inline void bed_clear(test_bed *b) {
     llama_memory_clear(llama_get_memory(b->ctx), true);
 }
 
-static inline void bed_row(test_bed *b, int sequence, int position, int token, bool output, const gr_adapter_set *set) {
+static inline void bed_row(test_bed *b, int sequence, int position, int token, bool output,
+                           const gr_adapter_set *set) {
     int i = b->batch.n_tokens++;
     b->batch.token[i] = token;
     b->batch.pos[i] = position;

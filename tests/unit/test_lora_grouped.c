@@ -78,6 +78,41 @@ static void test_many_later(void **state) {
     }
 }
 
+/* From one set straight to another of the same size, and to nothing by forgetting. */
+static void test_switch(void **state) {
+    test_bed b;
+    float *logits[4];
+    (void)state;
+    bed_open(&b, (test_options){.path = tiny_base("llama")});
+    size_t size = (size_t)b.base->n_vocab * sizeof(float);
+    gr_adapter *a[2];
+    for (int i = 0; i < 2; i++) {
+        a[i] = bed_adapter(&b, 4, GR_DTYPE_F32, 0.3f, (uint64_t)i);
+    }
+    for (int i = 0; i < 4; i++) { /* none, a[0], a[1], a[1] forgotten */
+        gr_adapter_set set = bed_set(i == 0 || i == 3 ? NULL : a[i - 1], 1.0f, NULL, 0);
+        fill(&b, NULL);
+        if (i == 3) {
+            gr_grouped_forget(b.grouped, b.ctx, a[1]);
+        } else {
+            assert_int_equal(gr_grouped_select(b.grouped, b.ctx, &set, NULL), 0);
+        }
+        assert_int_equal(llama_decode(b.ctx, b.batch), 0);
+        logits[i] = malloc(size);
+        memcpy(logits[i], llama_get_logits_ith(b.ctx, 9), size);
+    }
+    assert_true(bed_difference(logits[1], logits[0], b.base->n_vocab) > 0.1);
+    assert_true(bed_difference(logits[2], logits[0], b.base->n_vocab) > 0.1);
+    assert_true(bed_difference(logits[2], logits[1], b.base->n_vocab) > 0.1);
+    assert_memory_equal(logits[3], logits[0], size);
+    for (int i = 0; i < 4; i++) {
+        free(logits[i]);
+    }
+    bed_close(&b);
+    gr_random_adapter_free(a[0]);
+    gr_random_adapter_free(a[1]);
+}
+
 /* An adapter without effect has no twin, one that is not known is nothing to forget. */
 static void test_nothing(void **state) {
     test_bed b;
@@ -153,8 +188,8 @@ static void test_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_scales), cmocka_unit_test(test_many_later), cmocka_unit_test(test_nothing),
-        cmocka_unit_test(test_memory), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_scales), cmocka_unit_test(test_many_later), cmocka_unit_test(test_switch),
+        cmocka_unit_test(test_nothing), cmocka_unit_test(test_memory), cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -35,7 +35,10 @@ static float uniform(uint64_t *state) {
 }
 
 static float element(const gr_module *m, const void *matrix, size_t at) {
-    return m->type == GR_DTYPE_F16 ? ggml_fp16_to_fp32(((const ggml_fp16_t *)matrix)[at]) : ((const float *)matrix)[at];
+    if (m->type == GR_DTYPE_F16) {
+        return ggml_fp16_to_fp32(((const ggml_fp16_t *)matrix)[at]);
+    }
+    return ((const float *)matrix)[at];
 }
 
 /* Rows are a random choice in random order; the memory behind the last row of x and y is not ours. */
@@ -137,7 +140,7 @@ static void check_up(const problem *p, const float *t, const float *y, int o0, i
         }
         double sum = 0, size = fabsf(p->y[at]);
         for (int k = 0; k < m->rank; k++) {
-            double term = (double)element(m, m->b, (size_t)k * (size_t)m->stride_out + (size_t)o) * t[i * m->rank + k];
+            double b = element(m, m->b, (size_t)k * (size_t)m->stride_out + (size_t)o), term = b * t[i * m->rank + k];
             sum += term;
             size += fabs(term);
         }
@@ -174,7 +177,8 @@ static void test_shapes(void **state) {
         for (size_t a = 0; sets(s) && a < sizeof sizes / sizeof *sizes; a++) {
             for (size_t b = 0; b < sizeof sizes / sizeof *sizes; b++, seed++) {
                 int rank = 1 + (int)(seed % 20), n_rows = 1 + (int)(seed * 7 % MAX_ROWS);
-                check_problem(sets(s), sizes[a], sizes[b], rank, seed % 2 ? GR_DTYPE_F16 : GR_DTYPE_F32, n_rows, seed);
+                gr_dtype type = seed % 2 ? GR_DTYPE_F16 : GR_DTYPE_F32;
+                check_problem(sets(s), sizes[a], sizes[b], rank, type, n_rows, seed);
             }
         }
     }

@@ -74,7 +74,8 @@ static void test_table(void **state) {
 }
 
 /* Looks at every (group, row) on its own. */
-static void check_against_naive(const gr_row_plan *p, const gr_adapter_set *const *sets, const int8_t *output, int n) {
+static void check_against_naive(const gr_row_plan *p, const gr_adapter_set *const *sets, const int8_t *output,
+                                int n) {
     int pairs = 0, out_pairs = 0, found = 0, found_out = 0;
     for (int i = 0, out = 0; i < n; out += output[i] != 0, i++) {
         for (int u = 0; sets[i] && u < sets[i]->n; u++) {

@@ -113,6 +113,27 @@ static void foreign_and_newer(void **state) {
     support_remove(&d);
 }
 
+/* A newer registry whose last user was killed: its log must not be merged by one who does not know what it means. */
+static void refused_with_a_log(void **state) {
+    (void)state;
+    test_dir d = test_dir_make();
+    sqlite3 *db;
+    size_t n, after;
+    make_registry(&d, 3);
+    assert_int_equal(sqlite3_open(test_path(&d, "registry.db"), &db), SQLITE_OK);
+    sqlite3_db_config(db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
+    assert_int_equal(sqlite3_exec(db, "PRAGMA user_version=2; INSERT INTO projects VALUES (99, 'new', 1, 1)", NULL, NULL, NULL), SQLITE_OK);
+    sqlite3_close(db);
+    char *before = read_file(test_path(&d, "registry.db"), &n);
+    support_no_open(&d, false, GRAFT_E_REGISTRY_INVALID, "is of version 2");
+    char *now = read_file(test_path(&d, "registry.db"), &after);
+    assert_int_equal(after, n);
+    assert_memory_equal(now, before, n);
+    gr_free(before);
+    gr_free(now);
+    support_remove(&d);
+}
+
 static void none_there(void **state) {
     (void)state;
     test_dir d = test_dir_make();
@@ -562,6 +583,7 @@ static void ten_thousand(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(damage),         cmocka_unit_test(foreign_and_newer),   cmocka_unit_test(none_there),
+        cmocka_unit_test(refused_with_a_log),
         cmocka_unit_test(second_process), cmocka_unit_test(second_handle),       cmocka_unit_test(locked_file),
         cmocka_unit_test(forked),         cmocka_unit_test(deleted_or_replaced), cmocka_unit_test(full_disk),
         cmocka_unit_test(read_only_folder), cmocka_unit_test(killed),            cmocka_unit_test(ten_thousand),

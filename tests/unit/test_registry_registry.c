@@ -389,6 +389,31 @@ static void late_news(void **state) {
     support_remove(&d);
 }
 
+/* What has news to be written may be removed before it is. */
+static void removed_with_news(void **state) {
+    (void)state;
+    test_dir d = test_dir_make();
+    gr_registry *r = support_open(&d);
+    const char *path = support_adapter(&d, "a", 0);
+    static const char *const names[] = {"one", "two", "three"};
+    for (int i = 0; i < 3; i++) {
+        good(gr_registry_adapter_add(r, "p", names[i], path, GRAFT_ADD_PROJECT, &err));
+        good(gr_registry_adapter_add(r, "q", names[i], path, GRAFT_ADD_PROJECT, &err));
+    }
+    gr_catalog c = gr_registry_catalog(r);
+    for (int i = 0; i < 3; i++) {
+        c.record(c.self, &(gr_event){.kind = GR_EVENT_USED, .project = "p", .adapter = names[i], .tokens = 1});
+        c.record(c.self, &(gr_event){.kind = GR_EVENT_USED, .project = "q", .adapter = names[i], .tokens = 1});
+    }
+    good(gr_registry_adapter_remove(r, "p", "two", &err));
+    assert_true(gr_index_check(&r->index));
+    good(gr_registry_project_remove(r, "q", &err));
+    assert_true(gr_index_check(&r->index));
+    assert_true(gr_registry_check(r));
+    gr_registry_close(r);
+    support_remove(&d);
+}
+
 /* The log is bounded: on its way by what may wait, in the file by what is kept. Counters lose nothing. */
 static void log_is_bounded(void **state) {
     (void)state;
@@ -586,6 +611,7 @@ int main(void) {
         cmocka_unit_test(reloading),          cmocka_unit_test(paths),
         cmocka_unit_test(history),            cmocka_unit_test(states),
         cmocka_unit_test(late_news),          cmocka_unit_test(log_is_bounded),
+        cmocka_unit_test(removed_with_news),
         cmocka_unit_test(many_threads),       cmocka_unit_test(allocation_failures),
         cmocka_unit_test(allocation_failures_opening),
     };
