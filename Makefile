@@ -1,13 +1,13 @@
 # What a person types. CMake (CMakePresets.json) does the building; this file fetches what it needs first.
 .DEFAULT_GOAL := help
-.PHONY: help demo build dev deps test test-dev test-asan test-tsan check bench oracle install clean
+.PHONY: help demo build dev deps test test-dev test-asan test-tsan test-clang check bench oracle install clean
 
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 export CTEST_OUTPUT_ON_FAILURE = 1
 
 help:  ## this list
 	@echo 'graft: many LoRA adapters over one base model'; echo
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/' | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo; echo 'after a build, the command is build/graft'
 
 demo: build  ## the main job on a small model: three projects and the base answer in one batch
@@ -35,6 +35,9 @@ test-asan: deps  ## the tests with AddressSanitizer and UBSan
 
 test-tsan: deps  ## the threaded tests with ThreadSanitizer
 	@tools/test.sh tsan
+
+test-clang: deps  ## everything compiles without a warning with Clang too, and the tests pass
+	@tools/test.sh clang
 
 check:  ## layers (no include points up), public header as C and C++, scripts
 	@tools/check.sh

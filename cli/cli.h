@@ -156,7 +156,7 @@ cli_model cli_model_default(void);
 /* Rows for a table of options; commands take those that mean something to them. */
 #define CLI_MODEL_OPTIONS(m)                                                                                  \
     {"batch", 'b', "N", "rows per decode, 16 to 4096", cli_take_int, &(m)->batch, 16, 4096},                   \
-    {"threads", 't', "N", "compute threads, 0 = one per physical core", cli_take_int, &(m)->threads, 0, 1024}, \
+    {"threads", 't', "N", "compute threads, 0 = one per physical core", cli_take_int, &(m)->threads, 0, 512}, \
     {"kv", 0, "f16|f32", "storage of the KV cache; f32 also turns flash attention off", cli_take_choice,       \
      &(m)->kv, 0, 0},                                                                                         \
     {"adapter-type", 0, "f16|f32", "storage of the adapters' matrices", cli_take_choice, &(m)->adapter_type,   \
@@ -183,7 +183,7 @@ cli_model cli_model_default(void);
     {"ctx", 'c', "N",                                                                                         \
      "tokens per sequence, 0 = as many as answers can need; where that is over\n"                             \
      "1024, the model's own, at most 4096",                                                                   \
-     cli_take_int, &(m)->context, 0, 1 << 24}
+     cli_take_int, &(m)->context, 0, 1 << 20}
 
 /* Tokens that a prompt of `bytes` bytes and its answer can need, for the default of --ctx: the KV cache is
  * slots times this. 0 (the model's own) if that cannot be told or is much. */

@@ -31,7 +31,7 @@ static int parse(score *s, int argc, char **argv) {
          "also write all logits: float32, little-endian, row-major,\n[number of tokens][vocabulary]",
          cli_take_string, &s->logits_path, 0, 0},
         {"ctx", 'c', "N", "tokens of context, 0 = as many as are needed", cli_take_int, &s->model.context, 0,
-         1 << 24},
+         1 << 20},
         CLI_MODEL_APPLY(&s->model),
         CLI_MODEL_OPTIONS(&s->model),
         CLI_COMMON_OPTIONS(&s->model),
@@ -84,7 +84,7 @@ static int check_options(score *s) {
 /* A token is at least a byte, and a template may add a few; so the KV cache needs no more than this. Small
  * values are raised, since backends round up anyway. */
 static int context_for(const score *s) {
-    enum { SPARE = 8, LEAST = 64, MOST = 1 << 24 };
+    enum { SPARE = 8, LEAST = 64, MOST = 1 << 20 };
     size_t n = (s->tokens ? s->n_tokens : strlen(s->text)) + SPARE;
     if (!s->tokens && n > 4096) {
         return 0; /* rather the model's own: a token is usually several bytes */

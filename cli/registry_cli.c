@@ -1,3 +1,4 @@
+/* What the registry commands share: opening it, tables, times, errors. */
 #include "registry_cli.h"
 
 #include "base/memory.h"

@@ -129,6 +129,7 @@ extern "C" {
     X(-118, VOCAB_MISMATCH, "vocab_mismatch", 422, "vocabulary sizes differ")                               \
     X(-119, BASE_WEIGHTS_INCLUDED, "base_weights_included", 422, "the file also holds weights of the base") \
     X(-120, UNEXPECTED_TENSOR, "unexpected_tensor", 422, "a tensor that is no LoRA matrix")                 \
+    X(-121, NO_EFFECT, "no_effect", 422, "the adapter changes nothing")                                     \
     /* GGUF adapters */                                                                                     \
     X(-130, GGUF_VERSION, "gguf_version", 422, "not GGUF version 2 or 3")                                   \
     X(-131, GGUF_COUNTS, "gguf_counts", 422, "more keys or tensors than the file can hold")                 \
@@ -188,7 +189,8 @@ GRAFT_API const char *graft_llama_version(void);
 
 typedef enum graft_log_level { GRAFT_LOG_DEBUG, GRAFT_LOG_INFO, GRAFT_LOG_WARN, GRAFT_LOG_ERROR } graft_log_level;
 
-/* One line without a newline. May come from any thread, also from inside graft_open. */
+/* One line without a newline. May come from any thread, also from inside graft_open. libllama has one log for the whole
+ * process: its lines go to the instance that was opened last. */
 typedef void (*graft_log_fn)(graft_log_level level, const char *line, void *user);
 
 /* Progress of opening the model, 0 to 1. Return false to give up (graft_open fails with CANCELLED). */
@@ -208,9 +210,10 @@ typedef struct graft_options {
     size_t size;              /* sizeof(graft_options), set by graft_options_default */
     const char *model;        /* path of the base model's GGUF; required */
     int slots;                /* sequences in flight at once, 1 to 256 (8) */
-    int context;              /* tokens per sequence, 0 = the model's own, at most 4096 (0) */
+    int context;              /* tokens per sequence, 16 to 1048576, slots times context at most 2^26;
+                                 0 = the model's own, at most 4096 (0) */
     int batch;                /* rows per decode, 16 to 4096 (512) */
-    int threads;              /* compute threads, 0 = one per physical core (0) */
+    int threads;              /* compute threads, 1 to 512, 0 = one per physical core (0) */
     graft_kv_type kv_type;    /* (F16) */
     graft_apply apply;        /* (AUTO) */
     graft_adapter_type adapter_type; /* default for graft_adapter_load (F16) */
@@ -237,7 +240,10 @@ GRAFT_API graft_options graft_options_default(void);
  */
 GRAFT_API int graft_open(graft **out, const graft_options *options, graft_error *err);
 
-/* Cancels what is running, waits for the decode thread, frees all. Adapters and jobs must be freed first. */
+/*
+ * Ends what is running (finish ERROR, code SHUTTING_DOWN), waits for the decode thread, frees all. Adapters must have been
+ * freed; a job may still be waited for and freed afterwards.
+ */
 GRAFT_API void graft_close(graft *g);
 
 typedef struct graft_model_info {
@@ -272,7 +278,7 @@ typedef struct graft_adapter_info {
     const char *path;
     const char *format;     /* "peft" or "gguf" */
     const char *generation; /* SHA-256 of config and weights, 64 hex digits */
-    uint64_t bytes;         /* measured: what loading it allocated */
+    uint64_t bytes;         /* what it holds in memory, to the byte; libllama's copy for grouped decoding is extra */
     double load_ms;         /* reading, verifying, packing */
     int n_modules;          /* weights of the base that it changes */
     int rank_min, rank_max;
@@ -344,8 +350,8 @@ typedef struct graft_adapter_use {
 } graft_adapter_use;
 
 typedef struct graft_sampling {
-    float temperature;       /* 0 = greedy (0); 0 to 100 */
-    int top_k;               /* 0 = off (40); 0 to vocabulary */
+    float temperature;       /* 0 = greedy (0); 0 to 100; below 0.0001 counts as 0 */
+    int top_k;               /* 0 = off (40); beyond the vocabulary: all of it */
     float top_p;             /* 1 = off (0.95); 0 to 1 */
     float min_p;             /* 0 = off (0.05); 0 to 1 */
     uint32_t seed;           /* (0xFFFFFFFF = a random one) */
@@ -365,7 +371,9 @@ typedef struct graft_request {
     const graft_adapter_use *adapters; /* up to 8, their deltas add; NULL = the base */
     size_t n_adapters;
     const char *prompt;          /* raw text; exactly one of prompt, messages, tokens */
-    const graft_message *messages; /* formatted with the model's chat template */
+    const graft_message *messages; /* up to 4096, put into the model's chat template as libllama recognises it (it has no
+                                      template language: default system messages of a template are not added). Content that
+                                      spells a special token becomes that token */
     size_t n_messages;
     const int32_t *tokens;
     size_t n_tokens;
@@ -395,7 +403,8 @@ GRAFT_API const char *graft_finish_name(graft_finish f);
 typedef struct graft_result {
     const char *text;    /* NUL-terminated; may hold NULs before text_length */
     size_t text_length;
-    int prompt_tokens, completion_tokens;
+    int prompt_tokens;
+    int completion_tokens; /* the end-of-generation token counts */
     graft_finish finish;
     graft_error error;   /* code 0 unless finish = ERROR or CANCELLED */
     double queue_ms;     /* from submit to the first row in a batch */
@@ -406,9 +415,10 @@ typedef struct graft_result {
 typedef struct graft_job graft_job;
 
 /*
- * Starts `n` requests together: all of them enter the queue before the decode thread looks at it again.
+ * Starts `n` requests (up to 4096) together: all of them enter the queue before the decode thread looks at it again.
  * Errors (nothing is started): BAD_REQUEST with the field and its range, CONTEXT_LENGTH with both numbers,
- * NO_CHAT_TEMPLATE, BAD_GRAMMAR, SHUTTING_DOWN, OUT_OF_MEMORY. Later failures are in the results.
+ * NO_CHAT_TEMPLATE, BAD_GRAMMAR, SHUTTING_DOWN, OUT_OF_MEMORY (also when 65,536 requests wait). Later failures are in the
+ * results.
  * out[0..n-1] are the caller's: wait and free each.
  */
 GRAFT_API int graft_submit(graft_job **out, graft *g, const graft_request *requests, size_t n, graft_error *err);
@@ -429,8 +439,8 @@ typedef struct graft_score_request {
     size_t size;
     const graft_adapter_use *adapters;
     size_t n_adapters;
-    const char *text;      /* exactly one of text, tokens */
-    const int32_t *tokens;
+    const char *text;      /* exactly one of text, tokens; special tokens in it are parsed */
+    const int32_t *tokens; /* taken as they are, no BOS added */
     size_t n_tokens;       /* up to the context's length */
     graft_logits_fn on_logits; /* NULL = not wanted; in token order, on the decode thread */
     void *user;

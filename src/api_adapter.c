@@ -71,12 +71,14 @@ void graft_inspection_free(graft_inspection *i) {
     }
 }
 
-static uint64_t padded(int64_t n) {
-    return ((uint64_t)n + GR_PAD - 1) / GR_PAD * GR_PAD;
+/* What the two matrices take, padding included. */
+static uint64_t module_bytes(const gr_module *m) {
+    return (uint64_t)m->rank * ((uint64_t)m->stride_in + (uint64_t)m->stride_out) * gr_dtype_size(m->type);
 }
 
-static int list_modules(inspection *in, const graft *g, graft_error *err) {
-    size_t n = in->plan->n, element = g->adapter_type == GRAFT_TYPE_F32 ? 4 : 2;
+/* Entries of the plan and modules of the adapter built from it are in the same order. */
+static int list_modules(inspection *in, const graft *g, const gr_adapter *built, graft_error *err) {
+    size_t n = in->plan->n;
     in->modules = gr_calloc(n, sizeof *in->modules);
     if (!in->modules) {
         return gr_fail_memory(err, n * sizeof *in->modules);
@@ -92,11 +94,12 @@ static int list_modules(inspection *in, const graft *g, graft_error *err) {
             .n_in = w->n_in,
             .n_out = w->n_out,
             .dtype = gr_dtype_name(e->a->dtype),
-            .bytes = (uint64_t)e->rank * (padded(w->n_in) + padded(w->n_out)) * element,
+            .bytes = module_bytes(&built->modules[i]),
         };
     }
     in->info.modules = in->modules;
     in->info.n_modules = n;
+    in->info.bytes = built->bytes;
     return 0;
 }
 
@@ -115,27 +118,16 @@ static int list_reasons(inspection *in, graft_error *err) {
     return 0;
 }
 
-/* Builds the adapter and lets it go again: NaN and infinity, and a file that cannot be read to its end, show only then. */
-static int try_building(inspection *in, const graft *g, graft_error *why) {
-    gr_adapter *built = NULL;
-    int rc = gr_adapter_build(&built, in->plan, g->adapter_type, why);
-    if (rc == 0) {
-        in->info.bytes = built->bytes;
-        if (built->no_effect) {
-            gr_report_warn(&in->report, 0, NULL, "every B is zero: the adapter changes nothing");
-        }
-        gr_adapter_release(built);
-    }
-    return rc;
-}
 
 static int inspect(inspection *in, graft *g, graft_error *err) {
     graft_error why = {0};
+    gr_adapter *built = NULL;
     int rc = gr_source_open(&in->source, in->path, g->max_adapter_bytes, &in->report, &why);
     if (!rc) {
         in->info.format = in->source->format == GR_SOURCE_PEFT ? "peft" : "gguf";
         rc = gr_verify(&in->plan, g->base, in->source, &in->report, &why);
-        rc = rc ? rc : try_building(in, g, &why);
+        /* NaN and infinity, and a file that cannot be read to its end, show only when it is built. */
+        rc = rc ? rc : gr_adapter_build(&built, in->plan, g->adapter_type, &why);
         gr_file_close(&in->source->weights); /* nothing will be read: keep no file open for as long as this lives */
     }
     if (rc == GRAFT_E_OUT_OF_MEMORY) {
@@ -146,7 +138,11 @@ static int inspect(inspection *in, graft *g, graft_error *err) {
         gr_report_error(&in->report, why.code, NULL, "%s", why.message);
     }
     in->info.loadable = rc == 0;
-    rc = rc == 0 ? list_modules(in, g, err) : 0;
+    if (built && built->no_effect) {
+        gr_report_warn(&in->report, GRAFT_E_NO_EFFECT, NULL, "every B is zero: the adapter changes nothing");
+    }
+    rc = built ? list_modules(in, g, built, err) : 0;
+    gr_adapter_release(built);
     return rc ? rc : list_reasons(in, err);
 }
 

@@ -56,7 +56,7 @@ static int check_size(size_t size, size_t expected, graft_error *err) {
     return 0;
 }
 
-static int check_numbers(const graft *g, const graft_request *r, graft_error *err) {
+static int check_numbers(const graft_request *r, graft_error *err) {
     const graft_sampling *s = &r->sampling;
     const struct {
         const char *field;
@@ -64,7 +64,7 @@ static int check_numbers(const graft *g, const graft_request *r, graft_error *er
     } table[] = {
         {"max_tokens", r->max_tokens, 0, INT_MAX},
         {"temperature", s->temperature, 0, 100},
-        {"top_k", s->top_k, 0, g->base->n_vocab},
+        {"top_k", s->top_k, 0, 1 << 24}, /* beyond the vocabulary means all of it */
         {"top_p", s->top_p, 0, 1},
         {"min_p", s->min_p, 0, 1},
         {"repeat_last_n", s->repeat_last_n, 0, 65536},
@@ -248,7 +248,7 @@ static int tokenize_messages(const graft *g, const graft_request *r, int most, g
     rc = apply_template(template, chat, r->n_messages, bytes, &text, &length, err);
     gr_free(chat);
     /* The template's own markers must become special tokens. That a message can spell them too is libllama's way as
-     * well; who must keep users from it removes them from the content (docs: chat). */
+     * well; who must keep users from it removes them from the content. */
     rc = rc ? rc : tokenize(g, text, length, true, most, spec, err);
     gr_free(text);
     return rc;
@@ -313,7 +313,7 @@ static int copy_sampling(const graft_request *r, gr_job_spec *spec, graft_error 
 static int make_job(graft_job **out, const graft *g, const graft_request *r, graft_error *err) {
     gr_job_spec spec = {.kind = GR_JOB_GENERATE, .ignore_eos = r->ignore_eos, .on_text = r->on_text, .user = r->user};
     int rc = check_size(r->size, sizeof *r, err);
-    rc = rc ? rc : check_numbers(g, r, err);
+    rc = rc ? rc : check_numbers(r, err);
     rc = rc ? rc : take_adapters(g, r->adapters, r->n_adapters, &spec, err);
     rc = rc ? rc : copy_sampling(r, &spec, err);
     rc = rc ? rc : copy_stops(r, &spec, err);

@@ -10,7 +10,12 @@ dir=build
 [ "$preset" = release ] || dir="build/$preset"
 mkdir -p "$dir"
 if [ ! -f "$dir/build.ninja" ] || [ "$(cat "$dir/libllama-prefix" 2>/dev/null)" != "$prefix" ]; then
-    if ! cmake --preset "$preset" ${prefix:+"-DCMAKE_PREFIX_PATH=$prefix"} >"$dir/configure.log" 2>&1; then
+    # Debian's clang has its version in its name.
+    set --
+    if [ "$preset" = clang ] && ! command -v clang >/dev/null 2>&1; then
+        for v in 14 15 16 17 18 19 20 21; do command -v "clang-$v" >/dev/null 2>&1 && set -- "-DCMAKE_C_COMPILER=clang-$v"; done
+    fi
+    if ! cmake --preset "$preset" "$@" ${prefix:+"-DCMAKE_PREFIX_PATH=$prefix"} >"$dir/configure.log" 2>&1; then
         cat "$dir/configure.log" >&2
         exit 1
     fi

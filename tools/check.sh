@@ -60,7 +60,17 @@ for file in $(find tools tests bench examples -name '*.py'); do
 done
 
 if grep -rnE '[[:blank:]]+$' include src cli tests --include='*.[ch]' >&2; then complain "trailing blanks"; fi
-if grep -rnP '\t' include src cli tests --include='*.[ch]' >&2; then complain "tabs in C sources"; fi
+tab=$(printf '\t')
+if grep -rn "$tab" include src cli tests --include='*.[ch]' >&2; then complain "tabs in C sources"; fi
+
+python3 tests/bad_inputs/table.py | cmp -s - docs/bad-inputs.md || complain "docs/bad-inputs.md is out of date: python3 tests/bad_inputs/table.py >docs/bad-inputs.md"
+
+# Links from one page to another must lead somewhere.
+for page in $(git ls-files '*.md'); do
+    for link in $(sed -n 's/](\([^)#: ]*\)[^)]*)/\n&\n/gp' "$page" | sed -n 's/^](\([^)#: ]*\).*/\1/p'); do
+        [ -e "$(dirname "$page")/$link" ] || complain "$page: leads to $link, which is not there"
+    done
+done
 
 [ "$failed" = 0 ] && echo "check: layers, header, error table, scripts and blanks are in order"
 exit "$failed"

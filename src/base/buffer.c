@@ -1,3 +1,4 @@
+/* The one growable buffer: growing by doubling up to the maximum it was born with. */
 #include "buffer.h"
 
 #include "memory.h"

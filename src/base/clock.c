@@ -1,3 +1,4 @@
+/* Monotonic time. */
 #include "clock.h"
 
 #include <time.h>

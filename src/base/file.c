@@ -1,3 +1,4 @@
+/* Files of strangers: opened without waiting, read with pread, checked for change. Policy stays with the callers. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* O_CLOEXEC and friends everywhere */
 #endif

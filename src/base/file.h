@@ -29,7 +29,7 @@ void gr_file_close(gr_file *f);
 /* Reads exactly `length` bytes at `offset`; repeats after EINTR and short reads.
  * Errors: CHANGED_WHILE_READING (the file ended early), IO_ERROR. */
 int gr_file_read(const gr_file *f, void *out, size_t length, uint64_t offset, graft_error *err);
-/* Fails with CHANGED_WHILE_READING unless size, inode and times are still those of gr_file_open. */
+/* Fails with CHANGED_WHILE_READING unless size and time of writing are still those of gr_file_open. */
 int gr_file_unchanged(const gr_file *f, graft_error *err);
 
 /* Reads a whole file of at most `max` bytes into a NUL-terminated block of the caller's (gr_free).

@@ -1,3 +1,4 @@
+/* One line to whoever listens. */
 #include "log.h"
 
 #include <stdarg.h>

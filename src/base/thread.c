@@ -1,3 +1,4 @@
+/* pthreads behind ranked mutexes; the check of the ranks is in debug builds only. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* sched_getaffinity */
 #endif

@@ -1,3 +1,4 @@
+/* UTF-8, by the table of well-formed byte sequences in RFC 3629. */
 #include "utf8.h"
 
 /* Bytes that a character starting with c must have, 0 if c cannot start one. */

@@ -1,3 +1,4 @@
+/* Rows in, logits out: the llama_context, both ways of applying adapters, and what to do when a decode fails. */
 #include "decoder.h"
 
 #include "base/memory.h"

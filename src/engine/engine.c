@@ -1,3 +1,4 @@
+/* The decode thread: queue, slots, steps, and who is told when. README.md has the thread map. */
 #include "engine.h"
 
 #include "base/clock.h"

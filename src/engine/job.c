@@ -1,3 +1,4 @@
+/* A request and its result, from submission to freeing; the part of graft.h that works on jobs. */
 #include "job.h"
 
 #include "base/clock.h"

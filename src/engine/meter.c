@@ -1,3 +1,4 @@
+/* How many bytes libllama takes for a context, from the lines in which it says so. */
 #include "meter.h"
 
 #include <stdbool.h>

@@ -1,3 +1,4 @@
+/* From logits to a token: libllama's chain of samplers, and our grammar in front of it. */
 #include "sampler.h"
 
 #include "base/memory.h"

@@ -1,3 +1,4 @@
+/* Who gets how many rows of a step. Pure. */
 #include "scheduler.h"
 
 #include <stdlib.h>

@@ -1,3 +1,4 @@
+/* A job in a slot: its tokens so far, and what becomes of its logits. */
 #include "sequence.h"
 
 #include "base/clock.h"

@@ -1,3 +1,4 @@
+/* From token bytes to text that may be shown: stop strings and UTF-8. Pure. */
 #include "text.h"
 
 #include "base/utf8.h"

@@ -1,3 +1,4 @@
+/* Tokenising and pieces, with the buffer sizes that libllama leaves to its callers. */
 #include "vocab.h"
 
 #include "base/memory.h"

@@ -18,6 +18,7 @@
 
 #include <ggml.h>
 #include <stdatomic.h>
+#include <float.h>
 #include <string.h>
 
 /*
@@ -221,6 +222,24 @@ static bool t_is_sane(const part *p) {
     return is_sane(p->t, p->n_rows * p->module->rank, T_LIMIT);
 }
 
+/* Whether what came in was a number. If not, the row was spoilt before it met this adapter, through the cache or by
+ * the base: it is left as it is, so that its logits tell the engine, and this adapter is not blamed. */
+static bool came_in_sane(const gr_hook *h, const part *p, int i) {
+    const char *x = (const char *)h->x + h->x_stride * (size_t)p->rows[i];
+    return is_sane((const float *)(const void *)x, p->module->n_in, FLT_MAX);
+}
+
+/* Whether the adapter of the part made a number out of something that was one, in every row. */
+static bool part_is_innocent(const gr_hook *h, const part *p) {
+    for (int i = 0; i < p->n_rows; i++) {
+        const float *t = p->t + (size_t)i * (size_t)p->module->rank;
+        if (!is_sane(t, p->module->rank, T_LIMIT) && came_in_sane(h, p, i)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static float *y_at(const gr_hook *h, int32_t row, int o) {
     return (float *)(void *)((char *)h->y + h->y_stride * (size_t)row) + o;
 }
@@ -231,7 +250,7 @@ static void up_with_care(gr_hook *h, const part *p, int begin, int end) {
         const float *t = p->t + (size_t)i * (size_t)p->module->rank;
         if (is_sane(t, p->module->rank, T_LIMIT)) {
             h->kernels->up(h->y, h->y_stride, p->module, t, p->rows + i, 1, begin, end);
-        } else {
+        } else if (came_in_sane(h, p, i)) {
             memset(y_at(h, p->rows[i], begin), 0, (size_t)(end - begin) * sizeof(float));
         }
     }
@@ -242,7 +261,7 @@ static void check_y(gr_hook *h, int at, int begin, int end) {
     const part *p = h->parts + at;
     for (int i = 0; i < p->n_rows; i++) {
         float *y = y_at(h, p->rows[i], begin);
-        if (!is_sane(y, end - begin, Y_LIMIT)) {
+        if (!is_sane(y, end - begin, Y_LIMIT) && came_in_sane(h, p, i)) {
             memset(y, 0, (size_t)(end - begin) * sizeof(float));
             atomic_store_explicit(&h->bad_part, at, memory_order_relaxed);
         }
@@ -281,7 +300,7 @@ static void run_wave(gr_hook *h) {
         fault(h, h->parts[0].module->weight, "ggml refused to compute");
     }
     for (int i = 0; i < h->n_parts && !h->bad_adapter; i++) {
-        if (!t_is_sane(h->parts + i)) {
+        if (!t_is_sane(h->parts + i) && !part_is_innocent(h, h->parts + i)) {
             h->bad_adapter = h->parts[i].adapter;
         }
     }

@@ -3,7 +3,8 @@
  * (llama_context_params.cb_eval). ggml documents that callback as observation; docs/libllama.md says what we
  * rely on beyond that, and selftest.h checks it on the open model.
  *
- * Decode thread only. The callback takes no lock of ours, allocates nothing and makes no system call. Large deltas
+ * Decode thread only. The callback takes no lock of ours, allocates nothing and makes no system call of ours
+ * (large deltas are computed on ggml's threads, which it may have to wake). Large deltas
  * are shared out over libllama's own compute threads, which wait at that moment; see pool.h.
  */
 #ifndef GR_HOOK_H

@@ -579,6 +579,13 @@ def _(good):
     reshape(good, "q_proj.lora_B.weight", lambda d: d[::-1])
 
 
+@spoil("L05", "square, so that a transpose cannot be seen: taken as PEFT declares it", None)
+def _(good):
+    for part in ("lora_A", "lora_B"):
+        reshape(good, f"layers.0.self_attn.q_proj.{part}.weight", lambda d: [64, 64])
+    good.config["rank_pattern"] = {"layers.0.self_attn.q_proj": 64}
+
+
 def rename(good, old, new):
     good.tensors = {name.replace(old, new): t for name, t in good.tensors.items()}
 
@@ -644,3 +651,23 @@ spoil("L20", "kohya names", "unsupported_adapter")(
 spoil("L25", "a copy of the base's weight", "base_weights_included")(
     lambda good: good.tensors.update({good.first("q_proj.lora_A.weight").replace("lora_A", "base_layer"):
                                       ("F32", [64, 64], bytes(64 * 64 * 4))}))
+
+
+def markdown():
+    """The table as docs/bad-inputs.md has it."""
+    print("# Bad inputs")
+    print()
+    print("What graft does with adapters that are not what they should be: each row is a test, through `graft inspect` and through")
+    print("`graft run` (`tests/bad_inputs`). F: files and paths, S: the safetensors container, J: JSON, C: adapter_config.json, L: tensors")
+    print("against the base. \"loads\" stands where a stricter reader might refuse. This page is made by")
+    print("`python3 tests/bad_inputs/table.py`; `make check` fails when it is out of date. The codes are explained in [errors.md](errors.md).")
+    print()
+    print("| row | input | code |")
+    print("| --- | --- | --- |")
+    for row, variant, expected, _ in CASES:
+        shown = variant.replace("|", "\\|").replace("<", "&lt;")
+        print(f"| {row} | {shown} | {'`' + expected + '`' if expected else 'loads'} |")
+
+
+if __name__ == "__main__":
+    markdown()

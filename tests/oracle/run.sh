@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes the golden logits anew with PEFT itself, then compares graft with them: strictly (float32 KV cache), as it is
-# usually run (float16), and through libllama's own adapter path. PyTorch's CPU build goes into a virtual
-# environment in graft's cache.
+# usually run (float16), and through libllama's own adapter path. PyTorch goes into a virtual environment in graft's
+# cache; its CPU build is enough (put it there first if pip would fetch a larger one).
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../tools/common.sh"

@@ -120,7 +120,7 @@ static void test_fields(void **state) {
     EXPECT(BAD_REQUEST, "temperature", r.sampling.temperature = NAN);
     EXPECT(BAD_REQUEST, "temperature", r.sampling.temperature = INFINITY);
     EXPECT(BAD_REQUEST, "top_k", r.sampling.top_k = -1);
-    EXPECT(BAD_REQUEST, "top_k: 265 is outside 0 to 264", r.sampling.top_k = 265);
+    EXPECT(BAD_REQUEST, "top_k: 16777217 is outside 0 to 16777216", r.sampling.top_k = (1 << 24) + 1);
     EXPECT(BAD_REQUEST, "top_p", r.sampling.top_p = 1.5f);
     EXPECT(BAD_REQUEST, "top_p", r.sampling.top_p = NAN);
     EXPECT(BAD_REQUEST, "min_p", r.sampling.min_p = -1);

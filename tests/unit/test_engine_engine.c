@@ -114,10 +114,14 @@ static void test_overflowing_adapter(void **state) {
     gr_adapter *good = random_adapter(0.05f);
     for (size_t i = 0; i < sizeof gains / sizeof *gains; i++) {
         gr_adapter *huge = random_adapter(gains[i]);
+        /* The hook goes through adapters by address: the good one comes once before and once after the huge one. */
+        gr_adapter *later = random_adapter(0.05f);
         for (int kv = GRAFT_KV_F16; kv <= GRAFT_KV_F32; kv++) {
             overflow_case(good, huge, (graft_kv_type)kv, GRAFT_APPLY_ROWS, gains[i] > 1e20f);
+            overflow_case(later, huge, (graft_kv_type)kv, GRAFT_APPLY_ROWS, gains[i] > 1e20f);
             overflow_case(good, huge, (graft_kv_type)kv, GRAFT_APPLY_GROUPED, gains[i] > 1e20f);
         }
+        gr_random_adapter_free(later);
         gr_random_adapter_free(huge);
     }
     gr_random_adapter_free(good);
