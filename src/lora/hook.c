@@ -268,35 +268,75 @@ static void check_y(gr_hook *h, int at, int begin, int end) {
     }
 }
 
+static void up_part(gr_hook *h, int at, int begin, int end) {
+    const part *p = h->parts + at;
+    if (t_is_sane(p)) {
+        h->kernels->up(h->y, h->y_stride, p->module, p->t, p->rows, p->n_rows, begin, end);
+    } else {
+        up_with_care(h, p, begin, end);
+    }
+    if (p->module->type == GR_DTYPE_F32) {
+        check_y(h, at, begin, end);
+    }
+}
+
 static void up(void *hook, int thread, int n_threads) {
     gr_hook *h = hook;
     for (int i = 0; i < h->n_parts; i++) {
-        const part *p = h->parts + i;
         int begin, end;
-        share(p->module->n_out, 4 * GR_PAD, thread, n_threads, &begin, &end);
-        if (t_is_sane(p)) {
-            h->kernels->up(h->y, h->y_stride, p->module, p->t, p->rows, p->n_rows, begin, end);
-        } else {
-            up_with_care(h, p, begin, end);
+        share(h->parts[i].module->n_out, 4 * GR_PAD, thread, n_threads, &begin, &end);
+        up_part(h, i, begin, end);
+    }
+}
+
+/* Whole parts, dealt out: each thread streams through A and B of its own adapters, with no barrier in between. */
+static void down_and_up(void *hook, int thread, int n_threads) {
+    gr_hook *h = hook;
+    for (int i = thread; i < h->n_parts; i += n_threads) {
+        const part *p = h->parts + i;
+        h->kernels->down(p->t, p->module, h->x, h->x_stride, p->rows, p->scales, p->n_rows, 0, p->module->rank);
+        up_part(h, i, 0, p->module->n_out);
+    }
+}
+
+static int64_t work_of(const part *p) {
+    return (int64_t)p->module->rank * (p->module->n_in + p->module->n_out) * p->n_rows;
+}
+
+/* Whether dealing out whole parts keeps the threads about equally busy, and no two of them write to one row. */
+static bool can_be_dealt_out(const gr_hook *h, int n_threads, int64_t work) {
+    if (!h->plan->disjoint || h->n_parts < n_threads) {
+        return false;
+    }
+    for (int thread = 0; thread < n_threads; thread++) {
+        int64_t mine = 0;
+        for (int i = thread; i < h->n_parts; i += n_threads) {
+            mine += work_of(h->parts + i);
         }
-        if (p->module->type == GR_DTYPE_F32) {
-            check_y(h, i, begin, end);
+        if (mine * n_threads * 4 > work * 5) { /* a quarter above its share: the others would wait */
+            return false;
         }
     }
+    return true;
 }
 
 /* Works off the collected parts. */
 static void run_wave(gr_hook *h) {
     int64_t work = 0;
     for (int i = 0; i < h->n_parts; i++) {
-        const gr_module *m = h->parts[i].module;
-        work += (int64_t)m->rank * (m->n_in + m->n_out) * h->parts[i].n_rows;
+        work += work_of(h->parts + i);
     }
+    int n_threads = gr_pool_threads(h->pool);
     atomic_store_explicit(&h->bad_part, -1, memory_order_relaxed);
-    if (work < GR_SHARE_FROM || gr_pool_threads(h->pool) == 1) {
-        down(h, 0, 1);
-        up(h, 0, 1);
-    } else if (!gr_pool_run(h->pool, down, up, h)) {
+    bool done = true;
+    if (work < GR_SHARE_FROM || n_threads == 1) {
+        down_and_up(h, 0, 1);
+    } else if (can_be_dealt_out(h, n_threads, work)) {
+        done = gr_pool_run(h->pool, down_and_up, NULL, h);
+    } else {
+        done = gr_pool_run(h->pool, down, up, h);
+    }
+    if (!done) {
         fault(h, h->parts[0].module->weight, "ggml refused to compute");
     }
     for (int i = 0; i < h->n_parts && !h->bad_adapter; i++) {

@@ -51,7 +51,9 @@ static void run_first(struct ggml_tensor *node, int thread, int n_threads, void 
 static void run_second(struct ggml_tensor *node, int thread, int n_threads, void *user) {
     gr_pool *p = user;
     (void)node;
-    p->second(p->user, thread, n_threads);
+    if (p->second) {
+        p->second(p->user, thread, n_threads);
+    }
 }
 
 /* Two nodes without data; the second depends on the first. */
@@ -140,7 +142,9 @@ int gr_pool_threads(const gr_pool *p) {
 bool gr_pool_run(gr_pool *p, gr_pool_fn first, gr_pool_fn second, void *user) {
     if (!p->graph) {
         first(user, 0, 1);
-        second(user, 0, 1);
+        if (second) {
+            second(user, 0, 1);
+        }
         return true;
     }
     p->first = first;

@@ -32,7 +32,7 @@ int gr_pool_threads(const gr_pool *p);
 typedef void (*gr_pool_fn)(void *user, int thread, int n_threads);
 
 /*
- * Runs `first` on all threads, and when all are done `second`, and returns when all are done with that. Only
+ * Runs `first` on all threads, and when all are done `second` (if not NULL), and returns when all are done with that. Only
  * while ggml is not computing on this pool: between decodes or inside the callback. Allocates nothing.
  * Returns false if ggml refused, with the work left undone.
  */

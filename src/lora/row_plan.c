@@ -96,7 +96,9 @@ void gr_row_plan_build(gr_row_plan *p, const gr_adapter_set *const *sets, const 
     p->n_groups = 0;
     p->n_tokens = n_rows;
     p->n_outputs = 0;
+    p->disjoint = true;
     for (int i = 0; i < n_rows; i++) {
+        p->disjoint = p->disjoint && (!sets[i] || sets[i]->n <= 1);
         for (int u = 0; sets[i] && u < sets[i]->n; u++) {
             gr_row_group *g = find_or_insert(p, sets[i]->adapters[u]);
             g->n_rows++;

@@ -36,6 +36,7 @@ typedef struct gr_row_plan {
     gr_row_group *groups;
     int n_groups;
     int n_tokens, n_outputs;
+    bool disjoint; /* no row is in two groups */
     /* storage, sized at creation */
     int max_rows, max_groups;
     void *storage;

@@ -247,6 +247,78 @@ static void test_large_work(void **state) {
     }
 }
 
+/*
+ * Large adapters with a row or two each, so that whole parts are dealt out to the threads; in the second round one
+ * adapter has most of the rows, so that they are split instead. Row i uses adapter i mod n, or in the second round mostly the first.
+ */
+static void test_dealt_out(void **state) {
+    enum { ADAPTERS = 5, ROWS = 12 };
+    test_bed b;
+    (void)state;
+    bed_open(&b, (test_options){.path = tiny_base("llama"), .threads = 3});
+    gr_adapter *a[ADAPTERS];
+    gr_adapter_set sets[ADAPTERS];
+    for (int i = 0; i < ADAPTERS; i++) {
+        a[i] = bed_adapter(&b, 256, GR_DTYPE_F32, 0.2f, 40 + (uint64_t)i);
+        sets[i] = bed_set(a[i], 1.0f, NULL, 0);
+    }
+    size_t n_vocab = (size_t)b.base->n_vocab;
+    float *got = malloc(ROWS * n_vocab * sizeof *got);
+    for (int round = 0; round < 2; round++) {
+        bed_clear(&b);
+        b.batch.n_tokens = 0;
+        for (int i = 0; i < ROWS; i++) {
+            bed_row(&b, i, 0, i, true, &sets[round && i < 8 ? 0 : i % ADAPTERS]);
+        }
+        assert_int_equal(bed_decode_rows(&b, NULL, NULL), 0);
+        for (size_t i = 0; i < ROWS; i++) {
+            memcpy(got + i * n_vocab, llama_get_logits_ith(b.ctx, (int32_t)i), n_vocab * sizeof *got);
+        }
+        for (int i = 0; i < ROWS; i++) {
+            bed_clear(&b);
+            b.batch.n_tokens = 0;
+            bed_row(&b, 0, 0, i, true, NULL);
+            bed_decode_grouped(&b, &sets[round && i < 8 ? 0 : i % ADAPTERS]);
+            assert_true(bed_difference(got + (size_t)i * n_vocab, llama_get_logits_ith(b.ctx, 0), (int)n_vocab) < CLOSE);
+        }
+    }
+    free(got);
+    bed_close(&b);
+    for (int i = 0; i < ADAPTERS; i++) {
+        gr_random_adapter_free(a[i]);
+    }
+}
+
+/* What comes in as NaN (here as the embedding; in life through the cache of a neighbour) is not the adapter's doing: it
+ * is not blamed, and the row stays NaN, so that its logits tell. */
+static void test_not_blamed_for_what_came_in(void **state) {
+    test_bed b;
+    (void)state;
+    bed_open(&b, (test_options){.path = tiny_base("llama"), .threads = 1});
+    gr_adapter *a = bed_adapter(&b, 4, GR_DTYPE_F32, 0.2f, 7);
+    gr_adapter_set set = bed_set(a, 1.0f, NULL, 0);
+    struct llama_batch batch = llama_batch_init(1, b.base->n_embd, 1);
+    batch.n_tokens = 1;
+    for (int i = 0; i < b.base->n_embd; i++) {
+        batch.embd[i] = NAN;
+    }
+    batch.pos[0] = 0;
+    batch.n_seq_id[0] = 1;
+    batch.seq_id[0][0] = 0;
+    batch.logits[0] = 1;
+    const gr_adapter_set *sets[1] = {&set};
+    const gr_adapter *bad = NULL;
+    gr_row_plan_build(b.plan, sets, batch.logits, 1);
+    gr_hook_begin(b.hook, b.plan);
+    assert_int_equal(llama_decode(b.ctx, batch), 0);
+    assert_int_equal(gr_hook_end(b.hook, &bad, NULL), 0);
+    assert_null(bad);
+    assert_true(isnan(llama_get_logits_ith(b.ctx, 0)[0]));
+    llama_batch_free(batch);
+    bed_close(&b);
+    gr_random_adapter_free(a);
+}
+
 /* The number of threads must not change a bit. */
 static void test_threads(void **state) {
     float *got[3];
@@ -554,6 +626,8 @@ int main(void) {
         cmocka_unit_test(test_random_traffic),
         cmocka_unit_test(test_64_adapters),
         cmocka_unit_test(test_large_work),
+        cmocka_unit_test(test_dealt_out),
+        cmocka_unit_test(test_not_blamed_for_what_came_in),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_no_output),
         cmocka_unit_test(test_base_rows),
