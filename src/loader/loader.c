@@ -737,7 +737,7 @@ uint64_t gr_loader_relieve(gr_loader *l, uint64_t bytes) {
         gr_mutex_lock(&l->mutex);
         gr_policy_entry *victim = gr_policy_evict(l->table.policy, 0);
         if (victim) {
-            gr_version *v = (gr_version *)((char *)victim - offsetof(gr_version, policy));
+            gr_version *v = GR_VERSION_OF(victim);
             freed += v->loaded.bytes;
             gr_table_evicted(&l->table, v, &dead);
         }

@@ -153,7 +153,7 @@ gr_room gr_table_make_room(gr_table *t, gr_version *v, uint64_t bytes, gr_versio
         if (!victim) {
             break;
         }
-        gr_version *old = (gr_version *)((char *)victim - offsetof(gr_version, policy));
+        gr_version *old = GR_VERSION_OF(victim);
         coming += old->loaded.bytes;
         gr_table_evicted(t, old, evicted);
     }

@@ -28,6 +28,9 @@ typedef enum gr_state { GR_ABSENT, GR_LOADING, GR_RESIDENT, GR_DRAINING, GR_FAIL
 
 const char *gr_state_name(gr_state s);
 
+/* The version that a policy's entry is part of. */
+#define GR_VERSION_OF(entry) ((gr_version *)(void *)((char *)(entry) - offsetof(gr_version, policy)))
+
 typedef struct gr_version gr_version;
 
 typedef struct gr_slot {
