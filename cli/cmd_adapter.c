@@ -29,8 +29,8 @@ static int add(int argc, char **argv) {
     graft_registry *r = NULL;
     graft_error err = {0};
     int rest;
-    int status = cli_verb_parse(&command, argc, argv, 2, 2, &rest);
-    if (status != CLI_GO || (status = cli_registry_open(&r, &c, false)) != CLI_GO) {
+    int status = cli_verb_open(&r, &c, false, &command, argc, argv, 2, 2, &rest);
+    if (status != CLI_GO) {
         return status;
     }
     cli_name n = cli_name_parse(argv[rest]);
@@ -62,8 +62,8 @@ static int list(int argc, char **argv) {
     graft_registered_list *adapters = NULL;
     graft_error err = {0};
     int rest;
-    int status = cli_verb_parse(&command, argc, argv, 0, 1, &rest);
-    if (status != CLI_GO || (status = cli_registry_open(&r, &c, true)) != CLI_GO) {
+    int status = cli_verb_open(&r, &c, true, &command, argc, argv, 0, 1, &rest);
+    if (status != CLI_GO) {
         return status;
     }
     status = graft_registry_adapter_list(&adapters, r, rest < argc ? argv[rest] : NULL, NULL, &err) ? cli_error(&err) : CLI_OK;
@@ -179,8 +179,8 @@ static int show(int argc, char **argv) {
     graft_event_list *events = NULL;
     graft_error err = {0};
     int rest;
-    int status = cli_verb_parse(&command, argc, argv, 1, 1, &rest);
-    if (status != CLI_GO || (status = cli_registry_open(&r, &c, true)) != CLI_GO) {
+    int status = cli_verb_open(&r, &c, true, &command, argc, argv, 1, 1, &rest);
+    if (status != CLI_GO) {
         return status;
     }
     cli_name n = cli_name_parse(argv[rest]);
@@ -260,8 +260,8 @@ static int change(int argc, char **argv, const char *usage, const char *about, i
     };
     graft_registry *r = NULL;
     int rest;
-    int status = cli_verb_parse(&command, argc, argv, 1, 1, &rest);
-    if (status != CLI_GO || (status = cli_registry_open(&r, &c, false)) != CLI_GO) {
+    int status = cli_verb_open(&r, &c, false, &command, argc, argv, 1, 1, &rest);
+    if (status != CLI_GO) {
         return status;
     }
     cli_name n = cli_name_parse(argv[rest]);

@@ -94,8 +94,8 @@ static int scan(int argc, char **argv) {
     graft_scan_summary summary;
     graft_error err = {0};
     int rest;
-    int status = cli_verb_parse(&command, argc, argv, 1, 1, &rest);
-    if (status != CLI_GO || (status = cli_registry_open(&r, &c, false)) != CLI_GO) {
+    int status = cli_verb_open(&r, &c, false, &command, argc, argv, 1, 1, &rest);
+    if (status != CLI_GO) {
         return status;
     }
     finds f = {.items = cli_json() ? cli_json_array() : NULL};

@@ -33,8 +33,8 @@ static int add(int argc, char **argv) {
     graft_registry *r = NULL;
     graft_error err = {0};
     int rest;
-    int status = cli_verb_parse(&command, argc, argv, 1, 2, &rest);
-    if (status != CLI_GO || (status = cli_registry_open(&r, &c, false)) != CLI_GO) {
+    int status = cli_verb_open(&r, &c, false, &command, argc, argv, 1, 2, &rest);
+    if (status != CLI_GO) {
         return status;
     }
     const char *name = argv[rest], *path = argc - rest > 1 ? argv[rest + 1] : NULL;
@@ -80,8 +80,8 @@ static int list(int argc, char **argv) {
     graft_registry *r = NULL;
     graft_project_list *projects = NULL;
     graft_error err = {0};
-    int status = cli_parse(&command, argc, argv, NULL);
-    if (status != CLI_GO || (status = cli_registry_open(&r, &c, true)) != CLI_GO) {
+    int status = cli_verb_open(&r, &c, true, &command, argc, argv, 0, 0, NULL);
+    if (status != CLI_GO) {
         return status;
     }
     status = graft_registry_project_list(&projects, r, NULL, &err) ? cli_error(&err) : CLI_OK;
@@ -140,8 +140,8 @@ static int show(int argc, char **argv) {
     graft_registered_list *adapters = NULL;
     graft_error err = {0};
     int rest;
-    int status = cli_verb_parse(&command, argc, argv, 1, 1, &rest);
-    if (status != CLI_GO || (status = cli_registry_open(&r, &c, true)) != CLI_GO) {
+    int status = cli_verb_open(&r, &c, true, &command, argc, argv, 1, 1, &rest);
+    if (status != CLI_GO) {
         return status;
     }
     int code = graft_registry_project_list(&project, r, argv[rest], &err);
@@ -174,8 +174,8 @@ static int rename_project(int argc, char **argv) {
     graft_registry *r = NULL;
     graft_error err = {0};
     int rest;
-    int status = cli_verb_parse(&command, argc, argv, 2, 2, &rest);
-    if (status != CLI_GO || (status = cli_registry_open(&r, &c, false)) != CLI_GO) {
+    int status = cli_verb_open(&r, &c, false, &command, argc, argv, 2, 2, &rest);
+    if (status != CLI_GO) {
         return status;
     }
     int code = graft_registry_project_rename(r, argv[rest], argv[rest + 1], &err);
@@ -200,8 +200,8 @@ static int rm(int argc, char **argv) {
     graft_registry *r = NULL;
     graft_error err = {0};
     int rest;
-    int status = cli_verb_parse(&command, argc, argv, 1, 1, &rest);
-    if (status != CLI_GO || (status = cli_registry_open(&r, &c, false)) != CLI_GO) {
+    int status = cli_verb_open(&r, &c, false, &command, argc, argv, 1, 1, &rest);
+    if (status != CLI_GO) {
         return status;
     }
     int code = graft_registry_project_remove(r, argv[rest], &err);

@@ -47,9 +47,9 @@ int cli_verb_run(const cli_verb *verbs, size_t n, const char *about, int argc, c
     return cli_usage("unknown verb %s; see graft %s --help", gr_quote(q, argv[1], strlen(argv[1])), argv[0]);
 }
 
-int cli_verb_parse(const cli_command *command, int argc, char **argv, int min, int max, int *rest) {
+static int verb_parse(const cli_command *command, int argc, char **argv, int min, int max, int *rest) {
     int status = cli_parse(command, argc, argv, rest);
-    if (status == CLI_GO && (argc - *rest < min || argc - *rest > max)) {
+    if (status == CLI_GO && rest && (argc - *rest < min || argc - *rest > max)) {
         return cli_usage("%s arguments; see graft %s --help", argc - *rest < min ? "too few" : "too many", argv[0]);
     }
     return status;
@@ -64,7 +64,7 @@ static void log_line(graft_log_level level, const char *line, void *user) {
     }
 }
 
-int cli_registry_open(graft_registry **out, const cli_registry *c, bool read_only) {
+static int registry_open(graft_registry **out, const cli_registry *c, bool read_only) {
     graft_error err = {0};
     char *path = NULL;
     int rc = cli_registry_path(&path, c->path, !read_only, &err);
@@ -80,6 +80,12 @@ int cli_registry_open(graft_registry **out, const cli_registry *c, bool read_onl
         return cli_fail(rc, "%s; `graft project add` makes one", err.message);
     }
     return rc ? cli_error(&err) : CLI_GO;
+}
+
+int cli_verb_open(graft_registry **out, const cli_registry *c, bool read_only, const cli_command *command, int argc,
+                  char **argv, int min, int max, int *rest) {
+    int status = verb_parse(command, argc, argv, min, max, rest);
+    return status == CLI_GO ? registry_open(out, c, read_only) : status;
 }
 
 cli_name cli_name_parse(const char *text) {

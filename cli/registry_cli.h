@@ -19,9 +19,6 @@ typedef struct cli_verb {
 /* Runs the verb that argv[1] names, or prints the list of them for --help. */
 int cli_verb_run(const cli_verb *verbs, size_t n, const char *about, int argc, char **argv);
 
-/* cli_parse; CLI_GO: there are `min` to `max` arguments besides, from argv[*rest] on. */
-int cli_verb_parse(const cli_command *command, int argc, char **argv, int min, int max, int *rest);
-
 /* ---- the registry ------------------------------------------------------------------------------------- */
 
 /* The options that every verb has. */
@@ -42,8 +39,13 @@ typedef struct cli_registry {
  */
 int cli_registry_path(char **out, const char *option, bool make, graft_error *err);
 
-/* CLI_GO or an exit code, the error printed. */
-int cli_registry_open(graft_registry **out, const cli_registry *c, bool read_only);
+/*
+ * How each verb begins: its options are parsed (`c` is among what they fill), then the registry is opened. CLI_GO: *out is the caller's, and there are `min` to `max` arguments besides, from argv[*rest] on (rest NULL: none are
+ * taken). Else an exit
+ * code, the error or the help printed.
+ */
+int cli_verb_open(graft_registry **out, const cli_registry *c, bool read_only, const cli_command *command, int argc,
+                  char **argv, int min, int max, int *rest);
 
 /* "PROJECT[/ADAPTER]", the second "default" if absent. Names are checked by whoever gets them. */
 typedef struct cli_name {

@@ -118,7 +118,6 @@ static int list_reasons(inspection *in, graft_error *err) {
     return 0;
 }
 
-
 static int inspect(inspection *in, graft *g, graft_error *err) {
     graft_error why = {0};
     gr_adapter *built = NULL;

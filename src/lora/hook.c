@@ -16,9 +16,9 @@
 #include "base/memory.h"
 #include "lora/pool.h"
 
+#include <float.h>
 #include <ggml.h>
 #include <stdatomic.h>
-#include <float.h>
 #include <string.h>
 
 /*
