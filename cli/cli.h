@@ -12,6 +12,7 @@
 #include "base/buffer.h"
 #include "base/error.h"
 #include "graft.h"
+#include "settings.h"
 
 #include <jansson.h>
 #include <stdbool.h>
@@ -28,7 +29,10 @@ int cmd_run(int argc, char **argv);
 int cmd_score(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
+int cmd_bench_loader(int argc, char **argv);
+int cmd_bench_cache(int argc, char **argv);
 int cmd_demo(int argc, char **argv);
+int cmd_config(int argc, char **argv);
 
 /* ---- errors and memory (output.c) --------------------------------------------------------------------- */
 
@@ -48,6 +52,8 @@ void cli_error_line(const graft_error *err);
 void *cli_alloc(size_t count, size_t size);
 void *cli_grow(void *items, size_t count, size_t size);
 char *cli_strdup(const char *s);
+/* Owns `text` (gr_free) until the program ends; returns it. */
+const char *cli_keep(char *text);
 /* Ends the program if an append to b failed. */
 void cli_buffer_check(const gr_buffer *b);
 void cli_no_memory(void);
@@ -128,69 +134,52 @@ typedef struct cli_command {
     const char *about;    /* what it does */
     const char *examples; /* and what else to tell, lines */
     const char *failures; /* what exit code 1 means here */
-    const cli_option *options;
+    const cli_option *options; /* its own */
     size_t n_options;
+    cli_settings *settings; /* NULL = it has none, and reads neither file nor environment */
+    uint64_t uses;          /* CLI_SET(…) of those that are flags here */
 } cli_command;
 
 /*
- * Reads argv. CLI_GO: options are stored, and argv[*rest] is the first argument that is none of them (NULL
+ * Reads argv, with --json and --help for every command; then the settings file and the environment, and starts the log as
+ * they say. CLI_GO: options and settings are stored, and argv[*rest] is the first argument that is none of them (NULL
  * `rest`: none are allowed). CLI_OK: --help was printed. CLI_USAGE: an error was printed.
  */
 int cli_parse(const cli_command *command, int argc, char **argv, int *rest);
 
 #define CLI_COUNT(array) (sizeof(array) / sizeof(array)[0])
 
+/* The i-th of "a|b|c": its start and length; false past the last. */
+bool cli_choice_at(const char *choices, int i, const char **start, size_t *length);
+
+/* ---- log (log.c) -------------------------------------------------------------------------------------- */
+
+/* Level and form of log lines from now on. */
+void cli_log_start(const cli_settings *s);
+/* A graft_log_fn. One line on stderr, written whole, from any thread: for people
+ *   graft: warning: adapter alder/default: TEXT
+ * or as JSON: {"time","level","message"} and, where known, "project","adapter","generation","request","code". */
+void cli_log(const graft_log_entry *entry, void *user);
+/* What the command itself has to say; code 0 = none. */
+void cli_log_line(graft_log_level level, int code, const char *format, ...) GR_PRINTF(3, 4);
+/* What belongs to the result: written at every log level, for people without one ("graft: TEXT"). `about` has no text; its
+ * names are "" where there are none. */
+void cli_note(const graft_log_entry *about, const char *format, ...) GR_PRINTF(2, 3);
+/* From now on each answer says what went wrong with its adapter: the library's warnings of the same are for `info`. */
+void cli_log_answers_tell(void);
+
 /* ---- the model and its adapters (model.c) ------------------------------------------------------------- */
-
-/* Options that lead to graft_options. Choices are positions in their lists. */
-typedef struct cli_model {
-    const char *path;
-    int slots, context, batch, threads;
-    int apply, adapter_type, kv;
-    bool gpu, no_self_test, verbose, json;
-} cli_model;
-
-/* graft_options_default() in this form. */
-cli_model cli_model_default(void);
-
-/* Rows for a table of options; commands take those that mean something to them. */
-#define CLI_MODEL_OPTIONS(m)                                                                                  \
-    {"batch", 'b', "N", "rows per decode, 16 to 4096", cli_take_int, &(m)->batch, 16, 4096},                   \
-    {"threads", 't', "N", "compute threads, 0 = one per physical core", cli_take_int, &(m)->threads, 0, 512}, \
-    {"kv", 0, "f16|f32", "storage of the KV cache; f32 also turns flash attention off", cli_take_choice,       \
-     &(m)->kv, 0, 0},                                                                                         \
-    {"adapter-type", 0, "f16|f32", "storage of the adapters' matrices", cli_take_choice, &(m)->adapter_type,   \
-     0, 0},                                                                                                   \
-    {"gpu", 0, NULL, "let libllama offload layers; adapters are then applied grouped", cli_take_flag,          \
-     &(m)->gpu, 0, 0},                                                                                        \
-    {"no-self-test", 0, NULL, "do not compare applying by rows with libllama when opening", cli_take_flag,     \
-     &(m)->no_self_test, 0, 0}
-#define CLI_MODEL_PATH(m) \
-    {"model", 'm', "FILE", "the base model, a GGUF file (required)", cli_take_string, &(m)->path, 0, 0}
-#define CLI_MODEL_APPLY(m)                                                                                    \
-    {"apply", 0, "auto|rows|grouped",                                                                         \
-     "how adapters meet a batch: by rows of one decode, or in one decode per\n"                               \
-     "set of adapters; auto takes rows if the self-test agrees with libllama",                                \
-     cli_take_choice, &(m)->apply, 0, 0}
-#define CLI_COMMON_OPTIONS(m)                                                                                 \
-    {"verbose", 'v', NULL, "log lines on stderr", cli_take_flag, &(m)->verbose, 0, 0},                         \
-    {"json", 0, NULL, "results (and errors) as JSON on stdout", cli_take_flag, &(m)->json, 0, 0}
-
-#define CLI_MODEL_SLOTS(m, most)                                                                              \
-    {"slots", 's', "N", "sequences in flight at once, 0 = one per answer, at most " #most, cli_take_int,       \
-     &(m)->slots, 0, 256}
-#define CLI_MODEL_CONTEXT(m)                                                                                  \
-    {"ctx", 'c', "N",                                                                                         \
-     "tokens per sequence, 0 = as many as answers can need; where that is over\n"                             \
-     "1024, the model's own, at most 4096",                                                                   \
-     cli_take_int, &(m)->context, 0, 1 << 20}
 
 /* Tokens that a prompt of `bytes` bytes and its answer can need, for the default of --ctx: the KV cache is
  * slots times this. 0 (the model's own) if that cannot be told or is much. */
 int cli_context_for(size_t bytes, int max_tokens);
 
-/* CLI_GO or an exit code, the error printed. Shows a progress bar. */
-int cli_model_open(graft **out, const cli_model *m);
+/* graft_find_model and graft_find_adapter in the stores that the settings name (reference.c). *path: graft_string_free. */
+int cli_find_model(char **path, const char *reference, const cli_settings *s, graft_error *err);
+int cli_find_adapter(char **path, const char *reference, const cli_settings *s, graft_error *err);
+
+/* CLI_GO or an exit code, the error printed. Shows a progress bar. `registry` may be NULL. */
+int cli_model_open(graft **out, const cli_settings *s, graft_registry *registry);
 
 #define CLI_NAME_MAX 128
 
@@ -218,8 +207,10 @@ const cli_adapter *cli_adapters_find(const cli_adapters *a, const char *name);
 /* Adds one with scale 1. */
 void cli_adapters_add(cli_adapters *a, const char *name, const char *path);
 /* Loads all. CLI_GO or an exit code, the error printed. */
-int cli_adapters_load(cli_adapters *a, graft *g);
+int cli_adapters_load(cli_adapters *a, graft *g, const cli_settings *s);
 void cli_adapters_finish(cli_adapters *a);
+/* "PATH: WHERE: MESSAGE", the path once even if the message begins with it. `where` may be "". */
+void cli_path_error(graft_error *out, int code, const char *path, const char *where, const char *message);
 /* [{"name":…,"path":…,"scale":…,"bytes":…,…}] of loaded adapters. */
 json_t *cli_adapters_json(const cli_adapters *a);
 /* "alder 4.66 MiB, birch 4.66 MiB" */
@@ -244,14 +235,27 @@ int cli_read_lines(const char *path, cli_line_fn *fn, void *user, graft_error *e
 /* Fails with BAD_REQUEST if `object` has a key that is not in `known` (ended by NULL). */
 int cli_check_keys(json_t *object, const char *const *known, graft_error *err);
 
+/* ---- temporary files (temp.c) ------------------------------------------------------------------------- */
+
+/* Makes a folder below $TMPDIR or /tmp, with `what` in its name. It goes with cli_temp_remove, or at the latest when the
+ * program ends. */
+int cli_temp_make(const char *what, graft_error *err);
+void cli_temp_remove(void);
+/* A path below it; gr_free. */
+char *cli_temp_path(const char *format, ...) GR_PRINTF(1, 2);
+/* Makes one folder, for this user alone. */
+int cli_make_folder(const char *path, graft_error *err);
+
 /* ---- the terminal (terminal.c) ------------------------------------------------------------------------ */
 
 /* A bar on stderr if that is a terminal. `what` is a short word or two. */
 void cli_progress(const char *what, double done, double total);
 /* Wipes the bar; harmless without one. To be called before anything else is written. */
 void cli_progress_end(void);
-/* With --verbose: no bars, so that log lines stay whole. */
+/* No bars any more: many log lines are to come. */
 void cli_progress_off(void);
+/* Writes whole lines to stderr, the bar wiped. Any thread. */
+void cli_stderr(const char *text, size_t length);
 /* Columns of the terminal that stdout is, else $COLUMNS, else 100. */
 size_t cli_width(void);
 

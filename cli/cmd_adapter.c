@@ -6,12 +6,11 @@
 #include <string.h>
 
 static int add(int argc, char **argv) {
-    cli_registry c = {0};
+    cli_settings settings = cli_settings_default();
     bool replace = false;
     const cli_option options[] = {
         {"replace", 0, NULL, "the name may stand for another adapter so far; requests that\nstill use that one end with it",
          cli_take_flag, &replace, 0, 0},
-        CLI_REGISTRY_OPTIONS(&c),
     };
     const cli_command command = {
         .usage = "graft adapter add PROJECT[/ADAPTER] PATH [options]",
@@ -25,16 +24,21 @@ static int add(int argc, char **argv) {
         .failures = "there is no such project, the name is taken, the files are bad, or the registry cannot be written",
         .options = options,
         .n_options = CLI_COUNT(options),
+        .settings = &settings,
+        .uses = CLI_SET_REGISTRY | CLI_SET_STORES,
     };
     graft_registry *r = NULL;
     graft_error err = {0};
     int rest;
-    int status = cli_verb_open(&r, &c, false, &command, argc, argv, 2, 2, &rest);
+    int status = cli_verb_open(&r, &command, false, argc, argv, 2, 2, &rest);
     if (status != CLI_GO) {
         return status;
     }
     cli_name n = cli_name_parse(argv[rest]);
-    int code = graft_registry_adapter_add(r, n.project, n.adapter, argv[rest + 1], replace ? GRAFT_ADD_REPLACE : 0, &err);
+    char *path = NULL;
+    int code = cli_find_adapter(&path, argv[rest + 1], &settings, &err);
+    code = code ? code : graft_registry_adapter_add(r, n.project, n.adapter, path, replace ? GRAFT_ADD_REPLACE : 0, &err);
+    graft_string_free(path);
     status = code ? cli_error(&err) : cli_registered_tell(r, n.project, n.adapter, "registered");
     cli_name_finish(&n);
     graft_registry_close(r);
@@ -42,8 +46,7 @@ static int add(int argc, char **argv) {
 }
 
 static int list(int argc, char **argv) {
-    cli_registry c = {0};
-    const cli_option options[] = {CLI_REGISTRY_OPTIONS(&c)};
+    cli_settings settings = cli_settings_default();
     const cli_command command = {
         .usage = "graft adapter list [PROJECT] [options]",
         .about = "Lists all adapters, or a project's, with their state: registered (not loaded yet), ready (loaded when last\n"
@@ -55,14 +58,14 @@ static int list(int argc, char **argv) {
                     "  \"bytes\" (in memory),\"base\",\"pinned\",\"error\",\"created\",\"changed\",\"history\":{\"requests\",\"tokens\",\"loads\",\n"
                     "  \"failures\",\"evictions\",\"unloads\",\"fallbacks\",\"load_ms\",\"last_loaded\",\"last_used\"}}...]}; null = not known\n",
         .failures = "there is no such project or no registry, or it cannot be read",
-        .options = options,
-        .n_options = CLI_COUNT(options),
+        .settings = &settings,
+        .uses = CLI_SET_REGISTRY,
     };
     graft_registry *r = NULL;
     graft_registered_list *adapters = NULL;
     graft_error err = {0};
     int rest;
-    int status = cli_verb_open(&r, &c, true, &command, argc, argv, 0, 1, &rest);
+    int status = cli_verb_open(&r, &command, true, argc, argv, 0, 1, &rest);
     if (status != CLI_GO) {
         return status;
     }
@@ -156,11 +159,10 @@ static void show_json(const graft_registered *a, const graft_event_list *events)
 }
 
 static int show(int argc, char **argv) {
-    cli_registry c = {0};
+    cli_settings settings = cli_settings_default();
     int most = 10;
     const cli_option options[] = {
         {"events", 'n', "N", "how many of the newest events to show", cli_take_int, &most, 0, 10000},
-        CLI_REGISTRY_OPTIONS(&c),
     };
     const cli_command command = {
         .usage = "graft adapter show PROJECT[/ADAPTER] [options]",
@@ -173,13 +175,15 @@ static int show(int argc, char **argv) {
         .failures = "there is no such adapter, or the registry cannot be read",
         .options = options,
         .n_options = CLI_COUNT(options),
+        .settings = &settings,
+        .uses = CLI_SET_REGISTRY,
     };
     graft_registry *r = NULL;
     graft_registered_list *adapter = NULL;
     graft_event_list *events = NULL;
     graft_error err = {0};
     int rest;
-    int status = cli_verb_open(&r, &c, true, &command, argc, argv, 1, 1, &rest);
+    int status = cli_verb_open(&r, &command, true, argc, argv, 1, 1, &rest);
     if (status != CLI_GO) {
         return status;
     }
@@ -245,8 +249,7 @@ static int reload_one(graft_registry *r, const cli_name *n) {
 
 /* A verb on one adapter, without options of its own. */
 static int change(int argc, char **argv, const char *usage, const char *about, int (*one)(graft_registry *, const cli_name *)) {
-    cli_registry c = {0};
-    const cli_option options[] = {CLI_REGISTRY_OPTIONS(&c)};
+    cli_settings settings = cli_settings_default();
     char examples[256];
     snprintf(examples, sizeof examples, "  graft %s alder\n  graft %s alder/formal\n\n--json: %s\n", argv[0], argv[0],
              one == rm_one ? "{\"removed\":{\"project\",\"adapter\"}}" : "{\"adapter\":{...}} as graft adapter show");
@@ -255,12 +258,12 @@ static int change(int argc, char **argv, const char *usage, const char *about, i
         .about = about,
         .examples = examples,
         .failures = "there is no such adapter, or the registry cannot be written",
-        .options = options,
-        .n_options = CLI_COUNT(options),
+        .settings = &settings,
+        .uses = CLI_SET_REGISTRY,
     };
     graft_registry *r = NULL;
     int rest;
-    int status = cli_verb_open(&r, &c, false, &command, argc, argv, 1, 1, &rest);
+    int status = cli_verb_open(&r, &command, false, argc, argv, 1, 1, &rest);
     if (status != CLI_GO) {
         return status;
     }

@@ -74,8 +74,7 @@ static int report(const graft_scan_summary *s, finds *f, const char *path) {
 }
 
 static int scan(int argc, char **argv) {
-    cli_registry c = {0};
-    const cli_option options[] = {CLI_REGISTRY_OPTIONS(&c)};
+    cli_settings settings = cli_settings_default();
     const cli_command command = {
         .usage = "graft adapters scan DIR [options]",
         .about = "Registers every PEFT folder and GGUF adapter below DIR, without reading weights or loading anything. The folder's\n"
@@ -87,14 +86,14 @@ static int scan(int argc, char **argv) {
                     "--json: {\"items\":[{\"outcome\" (added, known, broken, refused, skipped),\"project\",\"adapter\",\"path\",\"error\"}...],\n"
                     "  \"entries\",\"added\",\"known\",\"broken\",\"refused\",\"skipped\",\"complete\"}\n",
         .failures = "DIR cannot be read or not all of it was looked at, or the registry cannot be written",
-        .options = options,
-        .n_options = CLI_COUNT(options),
+        .settings = &settings,
+        .uses = CLI_SET_REGISTRY,
     };
     graft_registry *r = NULL;
     graft_scan_summary summary;
     graft_error err = {0};
     int rest;
-    int status = cli_verb_open(&r, &c, false, &command, argc, argv, 1, 1, &rest);
+    int status = cli_verb_open(&r, &command, false, argc, argv, 1, 1, &rest);
     if (status != CLI_GO) {
         return status;
     }

@@ -11,15 +11,12 @@
  * speeds up does so for all of them; ratios are taken within a round and only then reduced to their median.
  * Counted are decode steps alone, from the engine's own counters: no prompt, no queue, no tokeniser.
  */
-#include "cli.h"
+#include "bench.h"
 
 #include "base/memory.h"
 
 #include <stdlib.h>
 #include <string.h>
-#if defined(__APPLE__)
-#include <sys/sysctl.h>
-#endif
 
 enum { N_MODES = 5, PROMPT_TOKENS = 8, WARM_UP_TOKENS = 4 };
 enum { BASE, SAME, ROWS, GROUPED, NATIVE };
@@ -40,7 +37,7 @@ static const struct {
 } ratios[] = {{"rows/grouped", ROWS, GROUPED}, {"rows/base", ROWS, BASE}, {"same/native", SAME, NATIVE}};
 
 typedef struct bench {
-    cli_model model;
+    cli_settings set;
     cli_adapters adapters;
     cli_ints sequences;
     int new_tokens, rounds;
@@ -55,15 +52,12 @@ static double *speeds_of(const bench *b, size_t s, int mode) {
 
 static int parse(bench *b, int argc, char **argv, int *rest) {
     const cli_option options[] = {
-        CLI_MODEL_PATH(&b->model),
-        {"adapter", 'a', "PATH", "an adapter; several as -a A -a B or -a A B (one is required)", cli_take_adapter,
+        {"adapter", 'a', "PATH", "an adapter, also ollama:NAME or hf:ORG/NAME; several as -a A -a B or -a A B\n(one is required)", cli_take_adapter,
          &b->adapters, 0, 0},
         {"sequences", 0, "N,N,...", "sequences at once, each number is measured (default 1,8,32)", cli_take_ints,
          &b->sequences, 1, 256},
         {"new-tokens", 0, "N", "new tokens per sequence", cli_take_int, &b->new_tokens, 2, 4096},
         {"rounds", 0, "N", "how often each mode runs", cli_take_int, &b->rounds, 1, 1000},
-        CLI_MODEL_OPTIONS(&b->model),
-        CLI_COMMON_OPTIONS(&b->model),
     };
     const cli_command command = {
         .usage = "graft bench -m MODEL -a PATH... [--sequences 1,8,32] [--new-tokens 48] [options]",
@@ -82,6 +76,8 @@ static int parse(bench *b, int argc, char **argv, int *rest) {
         .failures = "the model or an adapter was refused, or a run failed",
         .options = options,
         .n_options = CLI_COUNT(options),
+        .settings = &b->set,
+        .uses = CLI_SET_MODEL,
     };
     return cli_parse(&command, argc, argv, rest);
 }
@@ -103,14 +99,14 @@ static int check_options(bench *b, int argc, char **argv, int rest) {
             return cli_usage("--adapter: %s", why);
         }
     }
-    if (!b->model.path || b->adapters.n == 0) {
+    if (!b->set.model || b->adapters.n == 0) {
         return cli_usage("-m MODEL and at least one -a PATH are needed; see graft bench --help");
     }
     if (b->sequences.n == 0 && !cli_take_ints(&sequences, "1,8,32", why, sizeof why)) {
         return CLI_FAILED;
     }
-    b->model.slots = most_sequences(b);
-    b->model.context = (PROMPT_TOKENS + b->new_tokens + 63) / 64 * 64;
+    b->set.slots = most_sequences(b);
+    b->set.context = (PROMPT_TOKENS + b->new_tokens + 63) / 64 * 64;
     b->speeds = cli_alloc(b->sequences.n * N_MODES * (size_t)b->rounds, sizeof *b->speeds);
     return CLI_GO;
 }
@@ -156,7 +152,7 @@ static int run_once(const bench *b, graft *g, int mode, int n, int new_tokens, d
     for (int i = 0; i < n; i++) {
         const cli_adapter *a = &b->adapters.items[modes[mode].mixed ? (size_t)i % b->adapters.n : 0];
         fill_prompt(prompts[i], i, info.n_vocab);
-        uses[i] = (graft_adapter_use){a->handle, a->scale};
+        uses[i] = (graft_adapter_use){.adapter = a->handle, .scale = a->scale};
         requests[i] = graft_request_default();
         requests[i].tokens = prompts[i];
         requests[i].n_tokens = PROMPT_TOKENS;
@@ -185,7 +181,7 @@ static void find_possible(bench *b, graft *g) {
         b->possible[m] = rows || modes[m].apply != GRAFT_APPLY_ROWS;
     }
     if (!rows) {
-        fprintf(stderr, "graft: warning: without the modes same and rows: %s\n", err.message);
+        cli_log_line(GRAFT_LOG_WARN, err.code, "without the modes same and rows: %s", err.message);
     }
 }
 
@@ -244,26 +240,8 @@ static int measure(bench *b, graft *g) {
 
 /* ---- figures ------------------------------------------------------------------------------------------ */
 
-typedef struct spread {
-    double median, min, max;
-} spread;
-
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static spread spread_of(const double *values, int n) {
-    double *sorted = cli_alloc((size_t)n, sizeof *sorted);
-    memcpy(sorted, values, (size_t)n * sizeof *sorted);
-    qsort(sorted, (size_t)n, sizeof *sorted, ascending);
-    spread s = {(sorted[(n - 1) / 2] + sorted[n / 2]) / 2, sorted[0], sorted[n - 1]};
-    gr_free(sorted);
-    return s;
-}
-
 /* False if one of the two modes was left out. */
-static bool ratio_of(const bench *b, size_t s, size_t ratio, spread *out) {
+static bool ratio_of(const bench *b, size_t s, size_t ratio, cli_spread *out) {
     int above = ratios[ratio].above, below = ratios[ratio].below;
     if (!b->possible[above] || !b->possible[below]) {
         return false;
@@ -273,30 +251,9 @@ static bool ratio_of(const bench *b, size_t s, size_t ratio, spread *out) {
         double divisor = speeds_of(b, s, below)[i];
         values[i] = divisor > 0 ? speeds_of(b, s, above)[i] / divisor : 0;
     }
-    *out = spread_of(values, b->rounds);
+    *out = cli_spread_of(values, (size_t)b->rounds);
     gr_free(values);
     return true;
-}
-
-static void cpu_name(char *out, size_t size) {
-    snprintf(out, size, "unknown");
-#if defined(__APPLE__)
-    sysctlbyname("machdep.cpu.brand_string", out, &size, NULL, 0);
-#else
-    FILE *file = fopen("/proc/cpuinfo", "r");
-    char line[512];
-    while (file && fgets(line, sizeof line, file)) {
-        const char *colon = strchr(line, ':');
-        if (strncmp(line, "model name", 10) == 0 && colon) {
-            colon += 1 + strspn(colon + 1, " ");
-            snprintf(out, size, "%.*s", (int)strcspn(colon, "\n"), colon);
-            break;
-        }
-    }
-    if (file) {
-        fclose(file);
-    }
-#endif
 }
 
 /* ---- showing ------------------------------------------------------------------------------------------ */
@@ -308,7 +265,7 @@ static json_t *results_json(const bench *b) {
             if (!b->possible[m]) {
                 continue;
             }
-            spread v = spread_of(speeds_of(b, s, m), b->rounds);
+            cli_spread v = cli_spread_of(speeds_of(b, s, m), (size_t)b->rounds);
             json_t *o = cli_json_object();
             cli_json_set(o, "mode", cli_json_string(modes[m].name));
             cli_json_set(o, "sequences", cli_json_integer(b->sequences.items[s]));
@@ -327,7 +284,7 @@ static json_t *ratios_json(const bench *b) {
         json_t *o = cli_json_object();
         for (size_t s = 0; s < b->sequences.n; s++) {
             char key[16];
-            spread v;
+            cli_spread v;
             snprintf(key, sizeof key, "%d", b->sequences.items[s]);
             if (ratio_of(b, s, r, &v)) {
                 cli_json_set(o, key, cli_json_number(v.median));
@@ -362,7 +319,7 @@ static double fastest(const bench *b) {
     double most = 1e-9;
     for (size_t s = 0; s < b->sequences.n; s++) {
         for (int m = 0; m < N_MODES; m++) {
-            double median = spread_of(speeds_of(b, s, m), b->rounds).median;
+            double median = cli_spread_of(speeds_of(b, s, m), (size_t)b->rounds).median;
             most = median > most ? median : most;
         }
     }
@@ -381,7 +338,7 @@ static void print_speeds(const bench *b) {
             if (!b->possible[m]) {
                 continue;
             }
-            spread v = spread_of(speeds_of(b, s, m), b->rounds);
+            cli_spread v = cli_spread_of(speeds_of(b, s, m), (size_t)b->rounds);
             cli_table_cell(&table, "%d", b->sequences.items[s]);
             cli_table_cell(&table, "%s", modes[m].name);
             cli_table_cell(&table, "%.1f", v.median);
@@ -400,7 +357,7 @@ static void print_ratios(const bench *b) {
     cli_table_init(&table, CLI_COUNT(heads), heads, 0x1d);
     for (size_t s = 0; s < b->sequences.n; s++) {
         for (size_t r = 0; r < CLI_COUNT(ratios); r++) {
-            spread v;
+            cli_spread v;
             if (!ratio_of(b, s, r, &v)) {
                 continue;
             }
@@ -433,20 +390,20 @@ static void print_text(const bench *b, const graft_model_info *info, const char 
 }
 
 int cmd_bench(int argc, char **argv) {
-    bench b = {.model = cli_model_default(), .new_tokens = 48, .rounds = 5};
+    bench b = {.set = cli_settings_default(), .new_tokens = 48, .rounds = 5};
     graft *g = NULL;
     int rest = 0;
     int status = parse(&b, argc, argv, &rest);
     if (status == CLI_GO) status = check_options(&b, argc, argv, rest);
-    if (status == CLI_GO) status = cli_model_open(&g, &b.model);
-    if (status == CLI_GO) status = cli_adapters_load(&b.adapters, g);
+    if (status == CLI_GO) status = cli_model_open(&g, &b.set, NULL);
+    if (status == CLI_GO) status = cli_adapters_load(&b.adapters, g, &b.set);
     if (status == CLI_GO) status = measure(&b, g);
     if (status == CLI_GO) {
         graft_model_info info;
         char cpu[128];
         graft_model_get_info(g, &info);
-        cpu_name(cpu, sizeof cpu);
-        if (b.model.json) {
+        cli_cpu_name(cpu, sizeof cpu);
+        if (cli_json()) {
             print_json(&b, &info, cpu);
         } else {
             print_text(&b, &info, cpu);

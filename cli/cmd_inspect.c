@@ -5,13 +5,7 @@
 
 #include <string.h>
 
-static int parse(cli_model *m, int argc, char **argv, int *rest) {
-    const cli_option options[] = {
-        CLI_MODEL_PATH(m),
-        {"adapter-type", 0, "f16|f32", "storage of the adapter's matrices, which decides its bytes",
-         cli_take_choice, &m->adapter_type, 0, 0},
-        CLI_COMMON_OPTIONS(m),
-    };
+static int parse(cli_settings *s, int argc, char **argv, int *rest) {
     const cli_command command = {
         .usage = "graft inspect -m MODEL PATH [options]",
         .about = "Verifies the adapter at PATH, a PEFT folder or a GGUF file, against the base model without loading\n"
@@ -24,8 +18,8 @@ static int parse(cli_model *m, int argc, char **argv, int *rest) {
                     "  \"modules\":[{\"module\",\"weight\",\"rank\",\"scale\",\"n_in\",\"n_out\",\"dtype\",\"bytes\"}...],\n"
                     "  \"reasons\":[{\"severity\",\"code\",\"where\",\"message\"}...]}\n",
         .failures = "the adapter cannot be loaded, or the model cannot be opened",
-        .options = options,
-        .n_options = CLI_COUNT(options),
+        .settings = s,
+        .uses = CLI_SET(MODEL) | CLI_SET(ADAPTER_TYPE) | CLI_SET(MAX_ADAPTER_MB) | CLI_SET(MEMORY_LIMIT_MB) | CLI_SET_STORES | CLI_SET_LOG,
     };
     return cli_parse(&command, argc, argv, rest);
 }
@@ -153,39 +147,42 @@ static int report(const graft_inspection *i, const char *path) {
     if (i->loadable) {
         return CLI_OK;
     }
-    graft_error err = {.code = first ? first->code : GRAFT_E_INTERNAL};
-    char more[48] = "";
+    graft_error err;
+    char message[sizeof err.message];
+    snprintf(message, sizeof message, "%.400s", first ? first->message : "no reason given");
     if (n_errors > 1) {
-        snprintf(more, sizeof more, " (and %zu more)", n_errors - 1);
+        size_t n = strlen(message);
+        snprintf(message + n, sizeof message - n, " (and %zu more)", n_errors - 1);
     }
-    snprintf(err.message, sizeof err.message, "%.*s: %s%s%.160s%s", CLI_PATH_SHOWN, path,
-             first && first->where ? first->where : "", first && first->where && *first->where ? ": " : "",
-             first ? first->message : "no reason given", more);
+    cli_path_error(&err, first ? first->code : GRAFT_E_INTERNAL, path, first && first->where ? first->where : "", message);
     cli_error_line(&err);
     return CLI_FAILED;
 }
 
 int cmd_inspect(int argc, char **argv) {
     enum { CONTEXT = 64 /* nothing will be decoded */ };
-    cli_model m = cli_model_default();
+    cli_settings s = cli_settings_default();
     graft *g = NULL;
     graft_inspection *inspection = NULL;
     graft_error err = {0};
     int rest;
-    int status = parse(&m, argc, argv, &rest);
+    int status = parse(&s, argc, argv, &rest);
     if (status != CLI_GO) {
         return status;
     }
-    if (!m.path || argc - rest != 1) {
+    if (!s.model || argc - rest != 1) {
         return cli_usage("-m MODEL and one PATH are needed; see graft inspect --help");
     }
-    m.slots = 1;
-    m.context = CONTEXT;
-    m.batch = CONTEXT;
-    m.no_self_test = true;
-    status = cli_model_open(&g, &m);
+    s.slots = 1;
+    s.context = CONTEXT;
+    s.batch = CONTEXT;
+    s.self_test = false;
+    status = cli_model_open(&g, &s, NULL);
     if (status == CLI_GO) {
-        int code = graft_inspect(&inspection, g, argv[rest], &err);
+        char *path = NULL;
+        int code = cli_find_adapter(&path, argv[rest], &s, &err);
+        code = code ? code : graft_inspect(&inspection, g, path, &err);
+        graft_string_free(path);
         status = code ? cli_error(&err) : report(inspection, argv[rest]);
     }
     graft_inspection_free(inspection);

@@ -17,8 +17,7 @@ static int tell(const char *what, const char *name, const char *key) {
 }
 
 static int add(int argc, char **argv) {
-    cli_registry c = {0};
-    const cli_option options[] = {CLI_REGISTRY_OPTIONS(&c)};
+    cli_settings settings = cli_settings_default();
     const cli_command command = {
         .usage = "graft project add PROJECT [PATH] [options]",
         .about = "Adds a project; with PATH, a PEFT folder or a GGUF file, that is its default adapter. Its files are opened\n"
@@ -27,19 +26,23 @@ static int add(int argc, char **argv) {
                     "\n"
                     "--json: {\"project\"}, with PATH {\"adapter\":{...}} as graft adapter show\n",
         .failures = "the name is taken, the adapter's files are bad, or the registry cannot be written",
-        .options = options,
-        .n_options = CLI_COUNT(options),
+        .settings = &settings,
+        .uses = CLI_SET_REGISTRY | CLI_SET_STORES,
     };
     graft_registry *r = NULL;
     graft_error err = {0};
     int rest;
-    int status = cli_verb_open(&r, &c, false, &command, argc, argv, 1, 2, &rest);
+    int status = cli_verb_open(&r, &command, false, argc, argv, 1, 2, &rest);
     if (status != CLI_GO) {
         return status;
     }
     const char *name = argv[rest], *path = argc - rest > 1 ? argv[rest + 1] : NULL;
-    int code = path ? graft_registry_adapter_add(r, name, NULL, path, GRAFT_ADD_NEW_PROJECT, &err)
-                    : graft_registry_project_add(r, name, &err);
+    char *found = NULL;
+    int code = path ? cli_find_adapter(&found, path, &settings, &err) : 0;
+    code = code   ? code
+           : path ? graft_registry_adapter_add(r, name, NULL, found, GRAFT_ADD_NEW_PROJECT, &err)
+                  : graft_registry_project_add(r, name, &err);
+    graft_string_free(found);
     status = code ? cli_error(&err) : path ? cli_registered_tell(r, name, NULL, "added") : tell("added", name, "project");
     graft_registry_close(r);
     return status;
@@ -65,8 +68,7 @@ static void print_projects(const graft_project_list *list) {
 }
 
 static int list(int argc, char **argv) {
-    cli_registry c = {0};
-    const cli_option options[] = {CLI_REGISTRY_OPTIONS(&c)};
+    cli_settings settings = cli_settings_default();
     const cli_command command = {
         .usage = "graft project list [options]",
         .about = "Lists the projects. Reads only, so it works while a server has the registry open.",
@@ -74,13 +76,13 @@ static int list(int argc, char **argv) {
                     "\n"
                     "--json: {\"projects\":[{\"project\",\"adapters\",\"file_bytes\",\"created\",\"changed\",\"history\":{...}}...]}\n",
         .failures = "there is no registry, or it cannot be read",
-        .options = options,
-        .n_options = CLI_COUNT(options),
+        .settings = &settings,
+        .uses = CLI_SET_REGISTRY,
     };
     graft_registry *r = NULL;
     graft_project_list *projects = NULL;
     graft_error err = {0};
-    int status = cli_verb_open(&r, &c, true, &command, argc, argv, 0, 0, NULL);
+    int status = cli_verb_open(&r, &command, true, argc, argv, 0, 0, NULL);
     if (status != CLI_GO) {
         return status;
     }
@@ -123,8 +125,7 @@ static void show_json(const graft_project_info *p, const graft_registered_list *
 }
 
 static int show(int argc, char **argv) {
-    cli_registry c = {0};
-    const cli_option options[] = {CLI_REGISTRY_OPTIONS(&c)};
+    cli_settings settings = cli_settings_default();
     const cli_command command = {
         .usage = "graft project show PROJECT [options]",
         .about = "Shows a project, its adapters and what happened to them.",
@@ -132,15 +133,15 @@ static int show(int argc, char **argv) {
                     "\n"
                     "--json: {\"project\":{...} as in graft project list,\"adapters\":[{...}...] as in graft adapter list}\n",
         .failures = "there is no such project, or the registry cannot be read",
-        .options = options,
-        .n_options = CLI_COUNT(options),
+        .settings = &settings,
+        .uses = CLI_SET_REGISTRY,
     };
     graft_registry *r = NULL;
     graft_project_list *project = NULL;
     graft_registered_list *adapters = NULL;
     graft_error err = {0};
     int rest;
-    int status = cli_verb_open(&r, &c, true, &command, argc, argv, 1, 1, &rest);
+    int status = cli_verb_open(&r, &command, true, argc, argv, 1, 1, &rest);
     if (status != CLI_GO) {
         return status;
     }
@@ -159,8 +160,7 @@ static int show(int argc, char **argv) {
 }
 
 static int rename_project(int argc, char **argv) {
-    cli_registry c = {0};
-    const cli_option options[] = {CLI_REGISTRY_OPTIONS(&c)};
+    cli_settings settings = cli_settings_default();
     const cli_command command = {
         .usage = "graft project rename FROM TO [options]",
         .about = "Gives a project another name. Its adapters and its history stay with it.",
@@ -168,13 +168,13 @@ static int rename_project(int argc, char **argv) {
                     "\n"
                     "--json: {\"project\"}\n",
         .failures = "there is no project FROM, there is a project TO, or the registry cannot be written",
-        .options = options,
-        .n_options = CLI_COUNT(options),
+        .settings = &settings,
+        .uses = CLI_SET_REGISTRY,
     };
     graft_registry *r = NULL;
     graft_error err = {0};
     int rest;
-    int status = cli_verb_open(&r, &c, false, &command, argc, argv, 2, 2, &rest);
+    int status = cli_verb_open(&r, &command, false, argc, argv, 2, 2, &rest);
     if (status != CLI_GO) {
         return status;
     }
@@ -185,8 +185,7 @@ static int rename_project(int argc, char **argv) {
 }
 
 static int rm(int argc, char **argv) {
-    cli_registry c = {0};
-    const cli_option options[] = {CLI_REGISTRY_OPTIONS(&c)};
+    cli_settings settings = cli_settings_default();
     const cli_command command = {
         .usage = "graft project rm PROJECT [options]",
         .about = "Removes a project with the entries of its adapters. The adapters' files are not touched.",
@@ -194,13 +193,13 @@ static int rm(int argc, char **argv) {
                     "\n"
                     "--json: {\"removed\"}\n",
         .failures = "there is no such project, or the registry cannot be written",
-        .options = options,
-        .n_options = CLI_COUNT(options),
+        .settings = &settings,
+        .uses = CLI_SET_REGISTRY,
     };
     graft_registry *r = NULL;
     graft_error err = {0};
     int rest;
-    int status = cli_verb_open(&r, &c, false, &command, argc, argv, 1, 1, &rest);
+    int status = cli_verb_open(&r, &command, false, argc, argv, 1, 1, &rest);
     if (status != CLI_GO) {
         return status;
     }

@@ -2,7 +2,7 @@
  * graft run: one prompt, streamed, or a file of requests, all in one continuous batch and answered in order.
  * Everything that can be wrong about the command line and the file is found before the model is opened.
  */
-#include "cli.h"
+#include "registry_cli.h"
 
 #include "base/clock.h"
 #include "base/memory.h"
@@ -12,10 +12,27 @@
 
 enum { STOP_MAX = 16, USE_MAX = 8 };
 
+/* An adapter by its registered name. */
+typedef struct run_named {
+    cli_name name;
+    float scale;
+} run_named;
+
+typedef struct run_named_list {
+    run_named *items;
+    size_t n;
+} run_named_list;
+
+/* One adapter of a request: a position in run.named or in run.adapters. */
+typedef struct run_use {
+    bool named;
+    size_t at;
+} run_use;
+
 /* What one request needs besides graft_request itself, which points in here. */
 typedef struct run_item {
     json_t *line;             /* keeps the line's strings; NULL for -p */
-    size_t uses[USE_MAX];     /* positions in run.adapters */
+    run_use uses[USE_MAX];
     size_t n_uses;
     graft_adapter_use use[USE_MAX];
     graft_message *messages;
@@ -24,8 +41,10 @@ typedef struct run_item {
 } run_item;
 
 typedef struct run {
-    cli_model model;
-    cli_adapters adapters;
+    cli_settings set;
+    cli_adapters adapters;    /* -a */
+    run_named_list named;     /* --project, then those of lines */
+    graft_registry *registry; /* opened when the first name is met */
     cli_list use, stop;
     const char *prompt, *file, *grammar_file;
     bool chat;
@@ -42,20 +61,56 @@ typedef struct run {
 
 /* ---- options ------------------------------------------------------------------------------------------ */
 
+/* PROJECT[/ADAPTER][@SCALE]; no name holds '@' or '/'. */
+static bool add_named(run_named_list *list, const char *text, char *why, size_t why_size) {
+    char quoted[GR_QUOTE_SIZE];
+    double scale = 1;
+    char *copy = cli_strdup(text), *at = strchr(copy, '@');
+    bool good = !at || (cli_parse_number(at + 1, &scale) && fabs(scale) <= 100);
+    if (at) {
+        *at = '\0';
+    }
+    cli_name name = cli_name_parse(copy);
+    gr_free(copy);
+    if (!good) {
+        snprintf(why, why_size, "\"%s\": the scale after '@' must be a number from -100 to 100",
+                 gr_quote(quoted, text, strlen(text)));
+    } else if (!cli_name_valid(name.project) || (name.adapter && !cli_name_valid(name.adapter))) {
+        snprintf(why, why_size, "\"%s\" is not PROJECT[/ADAPTER][@SCALE]; names are 1 to %d of A-Z a-z 0-9 . _ -",
+                 gr_quote(quoted, text, strlen(text)), CLI_NAME_MAX);
+        good = false;
+    }
+    if (!good) {
+        cli_name_finish(&name);
+        return false;
+    }
+    list->items = cli_grow(list->items, list->n, sizeof *list->items);
+    list->items[list->n++] = (run_named){name, (float)scale};
+    return true;
+}
+
+static bool take_project(const cli_option *o, const char *text, char *why, size_t why_size) {
+    return add_named(o->target, text, why, why_size);
+}
+
 static int parse(run *r, int argc, char **argv) {
     const cli_option options[] = {
-        CLI_MODEL_PATH(&r->model),
         {"adapter", 'a', "NAME=PATH[@SCALE]",
-         "an adapter: a PEFT folder or a GGUF file, and the NAME that lines of a\n"
-         "file call it by; may be given many times. Text after the last '@' is a\n"
-         "scale (-100 to 100) only if it is a number",
+         "an adapter: a PEFT folder or a GGUF file, or ollama:NAME or hf:ORG/NAME,\n"
+         "and the NAME that lines of a file call it by; may be given many times.\n"
+         "Text after the last '@' is a scale (-100 to 100) only if it is a number",
          cli_take_named_adapter, &r->adapters, 0, 0},
+        {"project", 0, "PROJECT[/ADAPTER][@SCALE]",
+         "a registered adapter for -p, with `graft project add` or the like;\n"
+         "repeat it to add several up. It is loaded when the request needs it, and\n"
+         "its use is counted in the registry, unless another process writes there",
+         take_project, &r->named, 0, 0},
         {"prompt", 'p', "TEXT", "answer this one prompt, given to the model as it is", cli_take_string,
          &r->prompt, 0, 0},
         {"chat", 0, NULL, "take -p as a user's message, put into the model's chat template", cli_take_flag,
          &r->chat, 0, 0},
         {"use", 0, "NAME",
-         "adapter for -p; repeat it to add several up. Not needed with one -a: that\none is used", cli_take_list,
+         "a -a's name for -p; repeat it to add several up. Not needed with one -a:\nthat one is used", cli_take_list,
          &r->use, 0, USE_MAX},
         {"file", 'f', "FILE", "answer every line of a JSON-lines file, - for stdin; see below", cli_take_string,
          &r->file, 0, 0},
@@ -74,47 +129,50 @@ static int parse(run *r, int argc, char **argv) {
          STOP_MAX},
         {"grammar", 0, "FILE", "a GBNF grammar that every answer must follow", cli_take_string, &r->grammar_file,
          0, 0},
-        CLI_MODEL_SLOTS(&r->model, 8),
-        CLI_MODEL_CONTEXT(&r->model),
-        CLI_MODEL_APPLY(&r->model),
-        CLI_MODEL_OPTIONS(&r->model),
-        CLI_COMMON_OPTIONS(&r->model),
     };
     const cli_command command = {
-        .usage = "graft run -m MODEL [-a NAME=PATH[@SCALE]]... (-p TEXT | -f FILE) [options]",
+        .usage = "graft run -m MODEL [-a NAME=PATH[@SCALE]]... [--project NAME]... (-p TEXT | -f FILE) [options]",
         .about = "Answers one prompt, printing it as it comes, or all lines of a file in one continuous batch in\n"
                  "which every sequence has its own adapter. Answers of a file are printed in its order.",
         .examples =
             "  graft run -m base.gguf -a alder=projects/alder --chat -p \"Which port does the server use?\"\n"
             "  graft run -m base.gguf -a a=alder -a b=birch@0.5 --use a --use b -p \"Once upon a time\"\n"
             "  graft run -m base.gguf -a alder=projects/alder -f requests.jsonl --json\n"
+            "  graft run -m base.gguf --project alder --fallback error -p \"The server listens on port\"\n"
             "\n"
             "lines of a file: one object each, with \"prompt\" (raw text) or \"messages\" (chat), and if wanted\n"
-            "  \"adapter\" (a NAME; null or absent: the base), \"max_tokens\", \"temperature\", \"seed\", \"stop\"\n"
+            "  \"adapter\" (the NAME of a -a, else as --project; null or absent: the base), \"max_tokens\", \"temperature\",\n"
+            "  \"seed\", \"stop\"\n"
             "  {\"adapter\":\"alder\",\"prompt\":\"The server listens on port\",\"max_tokens\":8}\n"
             "  {\"adapter\":null,\"messages\":[{\"role\":\"user\",\"content\":\"Who maintains this?\"}]}\n"
             "\n"
             "--json: one object per answer: adapter, text, prompt_tokens, completion_tokens, finish_reason (stop,\n"
-            "  length, cancelled, error), ms, and error if there was one\n",
+            "  length, cancelled, error), generation (of the first adapter that answered; null: the base), fallback (null,\n"
+            "  or why the base answered instead: {code,message}), ms, and error if there was one\n",
         .failures = "the model, an adapter or a line was refused (then nothing was run), or a request failed",
         .options = options,
         .n_options = CLI_COUNT(options),
+        .settings = &r->set,
+        .uses = CLI_SET_MODEL | CLI_SET(SLOTS) | CLI_SET(CONTEXT) | CLI_SET(APPLY) | CLI_SET_LOADER,
     };
     return cli_parse(&command, argc, argv, NULL);
 }
 
 static int check_options(const run *r) {
-    if (!r->model.path) {
-        return cli_usage("-m MODEL is needed; see graft run --help");
+    if (!r->set.model) {
+        return cli_usage("-m MODEL (or the setting `model`) is needed; see graft run --help");
     }
     if (!r->prompt == !r->file) {
         return cli_usage("either -p TEXT or -f FILE is needed; see graft run --help");
     }
-    if (r->file && (r->use.n || r->chat)) {
-        return cli_usage("--%s goes with -p; lines of a file say it themselves", r->chat ? "chat" : "use");
+    if (r->file && (r->use.n || r->named.n || r->chat)) {
+        return cli_usage("--%s goes with -p; lines of a file say it themselves", r->chat ? "chat" : r->use.n ? "use" : "project");
     }
     if (r->prompt && r->adapters.n > 1 && r->use.n == 0) {
         return cli_usage("several adapters are given: --use NAME tells which one answers -p");
+    }
+    if (r->named.n + (r->use.n ? r->use.n : r->adapters.n) > USE_MAX) {
+        return cli_usage("--project, --use: at most %d adapters can be added up", USE_MAX);
     }
     if (r->seed != floor(r->seed)) {
         return cli_usage("--seed: a whole number from -1 to 4294967295 is needed");
@@ -163,14 +221,45 @@ static run_item *add_item(run *r) {
     return &r->items[r->n++];
 }
 
-static void add_use(run *r, run_item *item, const cli_adapter *adapter) {
+static void add_use(run_item *item, const char *project, const char *adapter, run_use use) {
     gr_buffer label;
     gr_buffer_init(&label, 4096);
-    gr_buffer_printf(&label, "%s%s%s", item->label ? item->label : "", item->label ? "+" : "", adapter->name);
+    gr_buffer_printf(&label, "%s%s%s%s%s", item->label ? item->label : "", item->label ? "+" : "", project, adapter ? "/" : "",
+                     adapter ? adapter : "");
     cli_buffer_check(&label);
     gr_free(item->label);
     item->label = label.data;
-    item->uses[item->n_uses++] = (size_t)(adapter - r->adapters.items);
+    item->uses[item->n_uses++] = use;
+}
+
+static void add_path_use(run *r, run_item *item, const cli_adapter *adapter) {
+    add_use(item, adapter->name, NULL, (run_use){false, (size_t)(adapter - r->adapters.items)});
+}
+
+static void add_named_use(run *r, run_item *item, size_t at) {
+    add_use(item, r->named.items[at].name.project, r->named.items[at].name.adapter, (run_use){true, at});
+}
+
+/* Whether the registry has it: said before the model is opened. 0 or the error. */
+static int check_named(run *r, const run_named *named, graft_error *err) {
+    graft_registered_list *list = NULL;
+    int code = r->registry ? 0 : cli_registry_open_to_use(&r->registry, &r->set, err);
+    if (!code) {
+        code = graft_registry_adapter_list(&list, r->registry, named->name.project,
+                                           named->name.adapter ? named->name.adapter : "default", err);
+    }
+    graft_registered_list_free(list);
+    return code;
+}
+
+static int check_projects(run *r) {
+    graft_error err = {0};
+    for (size_t i = 0; i < r->named.n; i++) {
+        if (check_named(r, &r->named.items[i], &err) != 0) {
+            return cli_fail(err.code, "--project: %.400s", err.message);
+        }
+    }
+    return CLI_GO;
 }
 
 static void prompt_item(run *r) {
@@ -184,10 +273,13 @@ static void prompt_item(run *r) {
         request->prompt = r->prompt;
     }
     for (size_t i = 0; i < r->use.n; i++) {
-        add_use(r, item, cli_adapters_find(&r->adapters, r->use.items[i]));
+        add_path_use(r, item, cli_adapters_find(&r->adapters, r->use.items[i]));
     }
     if (r->use.n == 0 && r->adapters.n == 1) {
-        add_use(r, item, &r->adapters.items[0]);
+        add_path_use(r, item, &r->adapters.items[0]);
+    }
+    for (size_t i = 0; i < r->named.n; i++) {
+        add_named_use(r, item, i);
     }
 }
 
@@ -199,12 +291,22 @@ static int line_adapter(run *r, run_item *item, json_t *value, graft_error *err)
         return gr_fail(err, GRAFT_E_BAD_TYPE, "\"adapter\" must be a string or null");
     }
     const cli_adapter *found = cli_adapters_find(&r->adapters, json_string_value(value));
-    if (!found) {
-        char quoted[GR_QUOTE_SIZE];
-        return gr_fail(err, GRAFT_E_BAD_REQUEST, "unknown adapter \"%s\": no -a has this name",
-                       gr_quote(quoted, json_string_value(value), json_string_length(value)));
+    if (found) {
+        add_path_use(r, item, found);
+        return 0;
     }
-    add_use(r, item, found);
+    char why[512];
+    graft_error inner = {0};
+    if (!add_named(&r->named, json_string_value(value), why, sizeof why)) {
+        return gr_fail(err, GRAFT_E_BAD_REQUEST, "adapter %s", why);
+    }
+    size_t at = r->named.n - 1;
+    if (check_named(r, &r->named.items[at], &inner) != 0) {
+        char quoted[GR_QUOTE_SIZE];
+        return gr_fail(err, inner.code, "adapter \"%s\" is the name of no -a, and by the registry: %.250s",
+                       gr_quote(quoted, json_string_value(value), json_string_length(value)), inner.message);
+    }
+    add_named_use(r, item, at);
     return 0;
 }
 
@@ -321,11 +423,11 @@ static void size_model(run *r) {
         }
         context = need > context ? need : context;
     }
-    if (r->model.context == 0) {
-        r->model.context = context;
+    if (r->set.context == 0) {
+        r->set.context = context;
     }
-    if (r->model.slots == 0) {
-        r->model.slots = r->n < 8 ? (int)r->n : 8;
+    if (r->set.slots == 0) {
+        r->set.slots = r->n < 8 ? (int)r->n : 8;
     }
 }
 
@@ -338,13 +440,21 @@ static int make_requests(run *r) {
     return cli_read_lines(r->file, line_item, r, &err) == 0 ? CLI_GO : cli_error(&err);
 }
 
+static graft_adapter_use use_of(const run *r, run_use use) {
+    if (use.named) {
+        const run_named *named = &r->named.items[use.at];
+        return (graft_adapter_use){.project = named->name.project, .name = named->name.adapter, .scale = named->scale};
+    }
+    const cli_adapter *a = &r->adapters.items[use.at];
+    return (graft_adapter_use){.adapter = a->handle, .scale = a->scale};
+}
+
 /* Once items have their place and adapters are loaded. */
 static void point_requests(run *r) {
     for (size_t i = 0; i < r->n; i++) {
         run_item *item = &r->items[i];
         for (size_t k = 0; k < item->n_uses; k++) {
-            const cli_adapter *a = &r->adapters.items[item->uses[k]];
-            item->use[k] = (graft_adapter_use){a->handle, a->scale};
+            item->use[k] = use_of(r, item->uses[k]);
         }
         r->requests[i].adapters = item->n_uses ? item->use : NULL;
         r->requests[i].n_adapters = item->n_uses;
@@ -368,7 +478,7 @@ static bool stream(const char *text, size_t length, void *user) {
 }
 
 static bool streams(const run *r) {
-    return r->prompt && !r->model.json;
+    return r->prompt && !cli_json();
 }
 
 static void print_json(const run_item *item, const graft_result *result) {
@@ -378,6 +488,8 @@ static void print_json(const run_item *item, const graft_result *result) {
     cli_json_set(o, "prompt_tokens", cli_json_integer(result->prompt_tokens));
     cli_json_set(o, "completion_tokens", cli_json_integer(result->completion_tokens));
     cli_json_set(o, "finish_reason", cli_json_string(graft_finish_name(result->finish)));
+    cli_json_set(o, "generation", cli_json_string(*result->generation ? result->generation : NULL));
+    cli_json_set(o, "fallback", result->fallback.code ? cli_json_error(&result->fallback) : json_null());
     cli_json_set(o, "ms", cli_json_number(result->total_ms));
     if (result->finish == GRAFT_FINISH_ERROR) {
         cli_json_set(o, "error", cli_json_error(&result->error));
@@ -394,13 +506,30 @@ static void print_text(const run *r, size_t i, const graft_result *result) {
     fflush(stdout);
 }
 
+/* That the base answered, and why: never left unsaid. */
+static void print_fallback(const run *r, size_t i, const graft_error *why) {
+    graft_log_entry about = {.level = GRAFT_LOG_WARN, .code = why->code, .project = "", .adapter = "", .generation = ""};
+    for (size_t k = 0; k < r->items[i].n_uses && !*about.project; k++) {
+        if (r->items[i].uses[k].named) {
+            const cli_name *name = &r->named.items[r->items[i].uses[k].at].name;
+            about.project = name->project;
+            about.adapter = name->adapter ? name->adapter : "default";
+        }
+    }
+    cli_note(&about, "answer %zu: the base answered instead of %s: %s: %s", i + 1, r->items[i].label,
+             graft_error_name(why->code), why->message);
+}
+
 /* Prints one answer; CLI_FAILED if it is none. */
 static int answer(const run *r, size_t i, const graft_result *result) {
     cli_progress_end();
-    if (r->model.json) {
+    if (cli_json()) {
         print_json(&r->items[i], result);
     } else {
         print_text(r, i, result);
+    }
+    if (result->fallback.code) {
+        print_fallback(r, i, &result->fallback);
     }
     if (result->finish != GRAFT_FINISH_ERROR) {
         return CLI_OK;
@@ -411,19 +540,37 @@ static int answer(const run *r, size_t i, const graft_result *result) {
     return CLI_FAILED;
 }
 
-static void print_summary(const run *r, uint64_t tokens, int64_t elapsed_us) {
+/* Registered adapters that are in memory at the end, after those of -a. */
+static void loaded_words(gr_buffer *out, const run *r, graft *g) {
+    graft_loaded_list *list = NULL;
+    if (r->registry && graft_loaded_adapters(&list, g, NULL) == 0) {
+        for (size_t i = 0; i < list->n; i++) {
+            const graft_loaded *a = &list->items[i];
+            char bytes[CLI_BYTES_SIZE];
+            gr_buffer_printf(out, "%s%s/%s %s", out->length ? ", " : "", a->project, a->adapter, cli_bytes(bytes, a->bytes));
+        }
+        cli_buffer_check(out);
+    }
+    graft_loaded_list_free(list);
+}
+
+static void print_summary(const run *r, graft *g, uint64_t tokens, int64_t elapsed_us) {
     gr_buffer loaded;
     gr_buffer_init(&loaded, 1 << 20);
-    cli_adapters_words(&loaded, &r->adapters);
+    if (r->adapters.n) {
+        cli_adapters_words(&loaded, &r->adapters);
+    }
+    loaded_words(&loaded, r, g);
     double seconds = (double)elapsed_us / 1e6;
-    fprintf(stderr, "graft: %zu answer%s, %llu tokens in %.2f s, %.1f tokens/s; adapters in memory: %s\n", r->n,
-            r->n == 1 ? "" : "s", (unsigned long long)tokens, seconds, seconds > 0 ? (double)tokens / seconds : 0,
-            loaded.data);
+    const graft_log_entry about = {.level = GRAFT_LOG_INFO, .project = "", .adapter = "", .generation = ""};
+    cli_note(&about, "%zu answer%s, %llu tokens in %.2f s, %.1f tokens/s; adapters in memory: %s", r->n,
+             r->n == 1 ? "" : "s", (unsigned long long)tokens, seconds, seconds > 0 ? (double)tokens / seconds : 0,
+             loaded.length ? loaded.data : "none");
     gr_buffer_finish(&loaded);
 }
 
 /* Waits for the jobs in order and prints as they end. */
-static int collect(run *r, graft_job *const *jobs, int64_t start_us) {
+static int collect(run *r, graft *g, graft_job *const *jobs, int64_t start_us) {
     int status = CLI_OK;
     uint64_t tokens = 0;
     for (size_t i = 0; i < r->n; i++) {
@@ -443,8 +590,8 @@ static int collect(run *r, graft_job *const *jobs, int64_t start_us) {
     if (r->write_failed) {
         return CLI_FAILED; /* main tells why */
     }
-    if (!r->model.json) {
-        print_summary(r, tokens, gr_now_us() - start_us);
+    if (!cli_json()) {
+        print_summary(r, g, tokens, gr_now_us() - start_us);
     }
     return status;
 }
@@ -452,7 +599,7 @@ static int collect(run *r, graft_job *const *jobs, int64_t start_us) {
 static int run_all(run *r, graft *g) {
     graft_error err = {0};
     graft_job **jobs = cli_alloc(r->n, sizeof *jobs);
-    int status = cli_adapters_load(&r->adapters, g);
+    int status = cli_adapters_load(&r->adapters, g, &r->set);
     if (status == CLI_GO) {
         point_requests(r);
         if (streams(r)) {
@@ -464,7 +611,7 @@ static int run_all(run *r, graft *g) {
             status = cli_error(&err);
         } else {
             cli_interrupt_watch(jobs, r->n);
-            status = collect(r, jobs, start_us);
+            status = collect(r, g, jobs, start_us);
             cli_interrupt_watch(NULL, 0);
             for (size_t i = 0; i < r->n; i++) {
                 graft_job_free(jobs[i]);
@@ -481,6 +628,10 @@ static void finish(run *r) {
         gr_free(r->items[i].messages);
         gr_free(r->items[i].label);
     }
+    for (size_t i = 0; i < r->named.n; i++) {
+        cli_name_finish(&r->named.items[i].name);
+    }
+    gr_free(r->named.items);
     gr_free(r->items);
     gr_free(r->requests);
     gr_free(r->use.items);
@@ -490,10 +641,9 @@ static void finish(run *r) {
 }
 
 int cmd_run(int argc, char **argv) {
-    run r = {.model = cli_model_default(), .defaults = graft_request_default()};
+    run r = {.set = cli_settings_default(), .defaults = graft_request_default()};
     graft *g = NULL;
     const graft_sampling *s = &r.defaults.sampling;
-    r.model.slots = 0;
     r.max_tokens = r.defaults.max_tokens;
     r.temperature = (double)s->temperature;
     r.seed = s->seed == UINT32_MAX ? -1 : (double)s->seed;
@@ -504,15 +654,18 @@ int cmd_run(int argc, char **argv) {
     int status = parse(&r, argc, argv);
     if (status == CLI_GO) status = check_options(&r);
     if (status == CLI_GO) status = fill_defaults(&r);
+    if (status == CLI_GO) status = check_projects(&r);
     if (status == CLI_GO) status = make_requests(&r);
     if (status == CLI_GO) {
         size_model(&r);
         cli_interrupt_start();
-        status = cli_model_open(&g, &r.model);
+        cli_log_answers_tell();
+        status = cli_model_open(&g, &r.set, r.registry);
     }
     if (status == CLI_GO) status = run_all(&r, g);
     /* Handles go before the instance that they belong to. */
     finish(&r);
     graft_close(g);
+    graft_registry_close(r.registry);
     return status;
 }

@@ -8,7 +8,7 @@
 #include <string.h>
 
 typedef struct score {
-    cli_model model;
+    cli_settings set;
     cli_adapters adapters;
     const char *tokens_text, *text, *logits_path;
     int32_t *tokens;
@@ -20,21 +20,16 @@ typedef struct score {
 
 static int parse(score *s, int argc, char **argv) {
     const cli_option options[] = {
-        CLI_MODEL_PATH(&s->model),
         {"adapter", 'a', "PATH[@SCALE]",
-         "an adapter: a PEFT folder or a GGUF file; several add up. Text after the\n"
-         "last '@' is a scale (-100 to 100) only if it is a number",
+         "an adapter: a PEFT folder or a GGUF file, or ollama:NAME or hf:ORG/NAME;\n"
+         "several add up. Text after the last '@' is a scale (-100 to 100) only if it\n"
+         "is a number",
          cli_take_adapter, &s->adapters, 0, 0},
         {"text", 0, "TEXT", "score this text", cli_take_string, &s->text, 0, 0},
         {"tokens", 0, "1,2,3", "score these token numbers", cli_take_string, &s->tokens_text, 0, 0},
         {"logits", 0, "FILE",
          "also write all logits: float32, little-endian, row-major,\n[number of tokens][vocabulary]",
          cli_take_string, &s->logits_path, 0, 0},
-        {"ctx", 'c', "N", "tokens of context, 0 = as many as are needed", cli_take_int, &s->model.context, 0,
-         1 << 20},
-        CLI_MODEL_APPLY(&s->model),
-        CLI_MODEL_OPTIONS(&s->model),
-        CLI_COMMON_OPTIONS(&s->model),
     };
     const cli_command command = {
         .usage = "graft score -m MODEL [-a PATH[@SCALE]]... (--text TEXT | --tokens 1,2,3) [options]",
@@ -50,6 +45,8 @@ static int parse(score *s, int argc, char **argv) {
         .failures = "the model, an adapter or the tokens were refused, or FILE could not be written",
         .options = options,
         .n_options = CLI_COUNT(options),
+        .settings = &s->set,
+        .uses = CLI_SET_MODEL | CLI_SET(CONTEXT) | CLI_SET(APPLY),
     };
     return cli_parse(&command, argc, argv, NULL);
 }
@@ -72,8 +69,8 @@ static int parse_tokens(score *s) {
 }
 
 static int check_options(score *s) {
-    if (!s->model.path) {
-        return cli_usage("-m MODEL is needed; see graft score --help");
+    if (!s->set.model) {
+        return cli_usage("-m MODEL (or the setting `model`) is needed; see graft score --help");
     }
     if (!s->text == !s->tokens_text) {
         return cli_usage("either --text TEXT or --tokens 1,2,3 is needed; see graft score --help");
@@ -200,7 +197,7 @@ static int score_with(score *s, graft *g, const graft_adapter_use *uses) {
         status = status == CLI_GO ? closed : status;
     }
     if (status == CLI_GO) {
-        (s->model.json ? print_json : print_table)(s, result);
+        (cli_json() ? print_json : print_table)(s, result);
         status = CLI_OK;
     }
     graft_score_result_free(result);
@@ -208,13 +205,13 @@ static int score_with(score *s, graft *g, const graft_adapter_use *uses) {
 }
 
 static int score_all(score *s, graft *g) {
-    int status = cli_adapters_load(&s->adapters, g);
+    int status = cli_adapters_load(&s->adapters, g, &s->set);
     if (status != CLI_GO) {
         return status;
     }
     graft_adapter_use *uses = cli_alloc(s->adapters.n + 1, sizeof *uses);
     for (size_t i = 0; i < s->adapters.n; i++) {
-        uses[i] = (graft_adapter_use){s->adapters.items[i].handle, s->adapters.items[i].scale};
+        uses[i] = (graft_adapter_use){.adapter = s->adapters.items[i].handle, .scale = s->adapters.items[i].scale};
     }
     status = score_with(s, g, uses);
     gr_free(uses);
@@ -222,16 +219,15 @@ static int score_all(score *s, graft *g) {
 }
 
 int cmd_score(int argc, char **argv) {
-    score s = {.model = cli_model_default()};
+    score s = {.set = cli_settings_default()};
     graft *g = NULL;
-    s.model.adapter_type = GRAFT_TYPE_F32;
-    s.model.context = 0;
+    s.set.adapter_type = GRAFT_TYPE_F32;
     int status = parse(&s, argc, argv);
     if (status == CLI_GO) status = check_options(&s);
     if (status == CLI_GO) {
-        s.model.slots = 1;
-        s.model.context = s.model.context ? s.model.context : context_for(&s);
-        status = cli_model_open(&g, &s.model);
+        s.set.slots = 1;
+        s.set.context = s.set.context ? s.set.context : context_for(&s);
+        status = cli_model_open(&g, &s.set, NULL);
     }
     if (status == CLI_GO) status = score_all(&s, g);
     cli_adapters_finish(&s.adapters);

@@ -15,17 +15,21 @@ static const struct {
     {"score", cmd_score, "log-probability of each token of a text, and its perplexity"},
     {"inspect", cmd_inspect, "what an adapter would change, or every reason why it cannot be loaded"},
     {"bench", cmd_bench, "speed of mixed adapters against the base and libllama's own adapters"},
+    {"bench-loader", cmd_bench_loader, "what loading, leasing and evicting adapters costs, beside libllama's own loading"},
+    {"bench-cache", cmd_bench_cache, "which eviction policy suits a workload, or a trace of your own"},
     {"demo", cmd_demo, "the same questions to several projects' adapters and the base, side by side"},
     {"project", cmd_project, "the names that applications use: add, list, show, rename, rm"},
     {"adapter", cmd_adapter, "the adapters of projects: add, list, show, rm, pin, unpin, reload"},
     {"adapters", cmd_adapters, "many at once: scan"},
+    {"registry", cmd_registry, "the file that keeps them: check, recover"},
+    {"config", cmd_config, "the settings in force, and where each comes from"},
     {"version", cmd_version, "versions of graft and libllama"},
 };
 
 static void print_help(FILE *out) {
     fputs("graft: many LoRA adapters over one base model\n\nusage: graft COMMAND [options]\n\ncommands:\n", out);
     for (size_t i = 0; i < CLI_COUNT(commands); i++) {
-        fprintf(out, "  %-9s %s\n", commands[i].name, commands[i].about);
+        fprintf(out, "  %-12s %s\n", commands[i].name, commands[i].about);
     }
     fputs("\n`graft COMMAND --help` tells the options, examples and exit codes of a command.\n"
           "`graft --version` tells the versions.\n",
@@ -33,23 +37,17 @@ static void print_help(FILE *out) {
 }
 
 static int cmd_version(int argc, char **argv) {
-    cli_model m = {0};
-    const cli_option options[] = {
-        {"json", 0, NULL, "versions as JSON on stdout", cli_take_flag, &m.json, 0, 0},
-    };
     const cli_command command = {
         .usage = "graft version [--json]",
         .about = "Tells the versions of graft and of the libllama that it uses.",
         .examples = "  graft version --json\n",
         .failures = "stdout could not be written",
-        .options = options,
-        .n_options = CLI_COUNT(options),
     };
     int status = cli_parse(&command, argc, argv, NULL);
     if (status != CLI_GO) {
         return status;
     }
-    if (!m.json) {
+    if (!cli_json()) {
         printf("graft %s\nlibllama %s\n", graft_version(), graft_llama_version());
         return CLI_OK;
     }

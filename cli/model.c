@@ -1,4 +1,4 @@
-/* Opening the model and loading adapters, with their options and progress, for every command. */
+/* Opening the model and loading adapters by path, with progress, for every command. */
 #include "cli.h"
 
 #include "base/memory.h"
@@ -7,21 +7,6 @@
 #include <string.h>
 
 /* ---- the model ---------------------------------------------------------------------------------------- */
-
-cli_model cli_model_default(void) {
-    graft_options o = graft_options_default();
-    return (cli_model){
-        .slots = o.slots,
-        .context = o.context,
-        .batch = o.batch,
-        .threads = o.threads,
-        .apply = (int)o.apply,
-        .adapter_type = (int)o.adapter_type,
-        .kv = (int)o.kv_type,
-        .gpu = o.gpu,
-        .no_self_test = !o.self_test,
-    };
-}
 
 /* A token is at least one byte of the text. What a chat template adds is not known: most add some tens, those
  * with a default system message a hundred or two. */
@@ -34,42 +19,34 @@ int cli_context_for(size_t bytes, int max_tokens) {
     return n <= MUCH ? n : 0;
 }
 
-static void log_line(graft_log_level level, const char *line, void *user) {
-    static const char *const names[] = {"debug", "info", "warning", "error"};
-    (void)user;
-    fprintf(stderr, "graft: %s: %s\n", (unsigned)level < CLI_COUNT(names) ? names[level] : "log", line);
-}
-
 static bool show_opening(float fraction, void *user) {
     (void)user;
     cli_progress("opening model", fraction, 1);
     return !cli_interrupted();
 }
 
-int cli_model_open(graft **out, const cli_model *m) {
+int cli_model_open(graft **out, const cli_settings *s, graft_registry *registry) {
     graft_options o = graft_options_default();
     graft_error err = {0};
-    o.model = m->path;
-    o.slots = m->slots;
-    o.context = m->context;
-    o.batch = m->batch;
-    o.threads = m->threads;
-    o.kv_type = (graft_kv_type)m->kv;
-    o.apply = (graft_apply)m->apply;
-    o.adapter_type = (graft_adapter_type)m->adapter_type;
-    o.gpu = m->gpu;
-    o.self_test = !m->no_self_test;
-    o.progress = show_opening;
-    if (m->verbose) {
-        cli_progress_off();
-        o.log = log_line;
+    cli_settings_options(s, &o);
+    char *path = NULL;
+    if (o.model && cli_find_model(&path, o.model, s, &err)) {
+        return cli_error(&err);
     }
+    o.model = path;
+    o.registry = registry;
+    o.log = cli_log;
+    o.progress = show_opening;
     int code = graft_open(out, &o, &err);
+    graft_string_free(path);
     cli_progress_end();
     if (code == 0) {
         return CLI_GO;
     }
-    int status = cli_error(&err);
+    /* The library speaks of its options; here they are flags. */
+    int status = code == GRAFT_E_BUDGET_EXHAUSTED && strstr(err.message, "memory_limit")
+                     ? cli_fail(code, "%s; the flag is --memory-limit-mb", err.message)
+                     : cli_error(&err);
     return cli_interrupted() ? CLI_INTERRUPTED : status;
 }
 
@@ -145,7 +122,14 @@ bool cli_take_named_adapter(const cli_option *o, const char *text, char *why, si
     return add_path(a, name, equals + 1, why, why_size);
 }
 
-int cli_adapters_load(cli_adapters *a, graft *g) {
+void cli_path_error(graft_error *out, int code, const char *path, const char *where, const char *message) {
+    char q[GR_QUOTE_PATH_SIZE];
+    gr_quote_path(q, path);
+    bool told = strncmp(message, q, strlen(q)) == 0; /* the library says it by itself, where the path itself is at fault */
+    gr_fail(out, code, "%s%s%s%s%s", told ? "" : q, told ? "" : ": ", where, *where ? ": " : "", message);
+}
+
+int cli_adapters_load(cli_adapters *a, graft *g, const cli_settings *s) {
     for (size_t i = 0; i < a->n; i++) {
         cli_adapter *item = &a->items[i];
         graft_error err = {0};
@@ -154,9 +138,17 @@ int cli_adapters_load(cli_adapters *a, graft *g) {
             cli_fail(GRAFT_E_CANCELLED, "interrupted");
             return CLI_INTERRUPTED;
         }
-        if (graft_adapter_load(&item->handle, g, item->path, &err) != 0) {
-            const char *label = item->name[0] ? item->name : item->path;
-            return cli_fail(err.code, "%.*s: %s", CLI_PATH_SHOWN, label, err.message);
+        char *path = NULL;
+        int code = cli_find_adapter(&path, item->path, s, &err);
+        code = code ? code : graft_adapter_open(&item->handle, g, path, &err);
+        graft_string_free(path);
+        if (code) {
+            if (item->name[0]) {
+                return cli_fail(err.code, "%s: %s", item->name, err.message);
+            }
+            graft_error told;
+            cli_path_error(&told, err.code, item->path, "", err.message);
+            return cli_error(&told);
         }
         graft_adapter_get_info(item->handle, &item->info);
     }

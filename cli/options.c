@@ -1,15 +1,16 @@
-/* Options: getopt_long fed from a command's table, and --help made from the same table. */
+/* Options: getopt_long fed from a command's table and that of the settings, and --help made from the same tables. */
 #include "cli.h"
 
 #include "base/memory.h"
 
+#include <assert.h>
 #include <getopt.h>
 #include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { OPTION_MAX = 48, LONG_BASE = 1000 /* above every letter */ };
+enum { OWN_MAX = 40, OPTION_MAX = OWN_MAX + 2 * CLI_N_SETTINGS + 4, LONG_BASE = 1000 /* above every letter */ };
 
 /* ---- taking arguments --------------------------------------------------------------------------------- */
 
@@ -113,8 +114,7 @@ bool cli_take_list(const cli_option *o, const char *text, char *why, size_t why_
     return true;
 }
 
-/* The i-th of "a|b|c": its start and length; false past the last. */
-static bool choice_at(const char *choices, int i, const char **start, size_t *length) {
+bool cli_choice_at(const char *choices, int i, const char **start, size_t *length) {
     while (i-- > 0) {
         choices = strchr(choices, '|');
         if (!choices) {
@@ -130,7 +130,7 @@ static bool choice_at(const char *choices, int i, const char **start, size_t *le
 bool cli_take_choice(const cli_option *o, const char *text, char *why, size_t why_size) {
     const char *start;
     size_t length;
-    for (int i = 0; choice_at(o->value, i, &start, &length); i++) {
+    for (int i = 0; cli_choice_at(o->value, i, &start, &length); i++) {
         if (strlen(text) == length && memcmp(text, start, length) == 0) {
             *(int *)o->target = i;
             return true;
@@ -139,6 +139,70 @@ bool cli_take_choice(const cli_option *o, const char *text, char *why, size_t wh
     char quoted[GR_QUOTE_SIZE];
     snprintf(why, why_size, "\"%s\" is not one of %s", gr_quote(quoted, text, strlen(text)), o->value);
     return false;
+}
+
+/* ---- the entries of one command ----------------------------------------------------------------------- */
+
+/* A row of --help and of getopt's tables. */
+typedef struct entry {
+    cli_option o;
+    enum { OWN, SETTING, SETTING_OFF, VERBOSE, CONFIG, JSON, HELP } kind;
+    int id;      /* of a setting */
+    bool hidden; /* not in --help: the opposite of one that is */
+} entry;
+
+typedef struct entries {
+    entry items[OPTION_MAX];
+    size_t n, n_own; /* n_own: those before the settings */
+    char off[CLI_N_SETTINGS][32]; /* "no-gpu" */
+} entries;
+
+static entry *add(entries *e, int kind, cli_option o) {
+    entry *added = &e->items[e->n++];
+    *added = (entry){.o = o, .kind = (unsigned)kind};
+    return added;
+}
+
+/* A flag, or for a bool two, of which --help shows the one that changes the default. */
+static void add_setting(entries *e, cli_settings *s, int id) {
+    const cli_setting *t = &cli_setting_table[id];
+    static cli_take_fn *const takes[] = {cli_take_int, cli_take_flag, cli_take_choice, cli_take_string, cli_take_string};
+    void *target = (char *)s + t->at;
+    add(e, SETTING, (cli_option){t->flag, t->letter, t->value, t->help, takes[t->kind], target, t->min, t->max})->id = id;
+    if (t->kind != CLI_BOOL) {
+        return;
+    }
+    bool on = *(bool *)target;
+    e->items[e->n - 1].hidden = on;
+    snprintf(e->off[id], sizeof e->off[id], "no-%s", t->flag);
+    entry *off = add(e, SETTING_OFF, (cli_option){e->off[id], 0, NULL, t->help, cli_take_flag, target, 0, 0});
+    off->id = id;
+    off->hidden = !on;
+}
+
+static void collect(entries *e, const cli_command *c) {
+    e->n = 0;
+    assert(c->n_options <= OWN_MAX);
+    for (size_t i = 0; i < c->n_options; i++) {
+        add(e, OWN, c->options[i]);
+    }
+    add(e, JSON, (cli_option){"json", 0, NULL, "results (and errors) as JSON on stdout", cli_take_flag, NULL, 0, 0});
+    add(e, HELP, (cli_option){"help", 'h', NULL, "this text", cli_take_flag, NULL, 0, 0});
+    e->n_own = e->n;
+    for (int id = 0; c->settings && id < CLI_N_SETTINGS; id++) {
+        if (c->uses >> id & 1) {
+            add_setting(e, c->settings, id);
+        }
+    }
+    if (c->settings && (c->uses & CLI_SET(LOG_LEVEL))) {
+        add(e, VERBOSE, (cli_option){"verbose", 'v', NULL, "as --log-level debug", cli_take_flag, NULL, 0, 0});
+    }
+    if (c->settings) {
+        add(e, CONFIG, (cli_option){"config", 0, "FILE",
+                                    "the settings file (default: $GRAFT_CONFIG, else graft.ini in the user's\n"
+                                    "folder for graft's settings, if there is one)",
+                                    cli_take_string, NULL, 0, 0});
+    }
 }
 
 /* ---- help --------------------------------------------------------------------------------------------- */
@@ -153,13 +217,14 @@ static void print_default(const cli_option *o) {
         printf(" (default %d)", *(int *)o->target);
     } else if (o->take == cli_take_number) {
         printf(" (default %.6g)", *(double *)o->target);
-    } else if (o->take == cli_take_choice && choice_at(o->value, *(int *)o->target, &start, &length)) {
+    } else if (o->take == cli_take_choice && cli_choice_at(o->value, *(int *)o->target, &start, &length)) {
         printf(" (default %.*s)", (int)length, start);
     }
 }
 
-static void print_option(const cli_option *o) {
+static void print_option(const entry *e) {
     enum { COLUMN = 34 };
+    const cli_option *o = &e->o;
     char head[128];
     char letter[8] = "   ";
     if (o->letter) {
@@ -167,7 +232,12 @@ static void print_option(const cli_option *o) {
     }
     int width = snprintf(head, sizeof head, "  %s --%s%s%s", letter, o->name, o->value ? " " : "",
                          o->value ? o->value : "");
-    printf("%s%*s", head, width < COLUMN ? COLUMN - width : 1, "");
+    if (width < COLUMN) {
+        printf("%s%*s", head, COLUMN - width, "");
+    } else {
+        printf("%s\n%*s", head, COLUMN, "");
+    }
+    fputs(e->kind == SETTING_OFF ? "do not " : "", stdout);
     for (const char *line = o->help;;) {
         int length = (int)strcspn(line, "\n");
         printf("%.*s", length, line);
@@ -181,13 +251,18 @@ static void print_option(const cli_option *o) {
     putchar('\n');
 }
 
-static void print_help(const cli_command *c) {
-    static const cli_option help = {"help", 'h', NULL, "this text", NULL, NULL, 0, 0};
+static void print_help(const cli_command *c, const entries *e) {
     printf("usage: %s\n\n%s\n\noptions:\n", c->usage, c->about);
-    for (size_t i = 0; i < c->n_options; i++) {
-        print_option(&c->options[i]);
+    for (size_t i = 0; i < e->n; i++) {
+        if (i == e->n_own) {
+            char variable[CLI_VARIABLE_SIZE];
+            printf("\nsettings, which may also come from a file and the environment (%s …; see graft config):\n",
+                   cli_setting_variable(variable, &cli_setting_table[e->items[i].id]));
+        }
+        if (!e->items[i].hidden) {
+            print_option(&e->items[i]);
+        }
     }
-    print_option(&help);
     printf("\nexamples:\n%s\nexit codes:\n  0    all went well\n  1    %s\n"
            "  2    wrong usage: an unknown option or a bad value; nothing was done\n"
            "  130  interrupted\n\n"
@@ -199,18 +274,18 @@ static void print_help(const cli_command *c) {
 
 /* ---- parsing ------------------------------------------------------------------------------------------ */
 
-/* What getopt_long wants, made from the table. */
+/* What getopt_long wants, made from the entries. */
 struct getopt_tables {
-    struct option longs[OPTION_MAX + 2];
+    struct option longs[OPTION_MAX + 1];
     char shorts[3 * OPTION_MAX];
 };
 
-static void fill_tables(struct getopt_tables *t, const cli_command *c) {
+static void fill_tables(struct getopt_tables *t, const entries *e) {
     char *s = t->shorts;
     memset(t, 0, sizeof *t);
     *s++ = ':'; /* a missing argument is told apart from an unknown option */
-    for (size_t i = 0; i < c->n_options; i++) {
-        const cli_option *o = &c->options[i];
+    for (size_t i = 0; i < e->n; i++) {
+        const cli_option *o = &e->items[i].o;
         t->longs[i] = (struct option){o->name, o->value ? required_argument : no_argument, NULL, LONG_BASE + (int)i};
         if (o->letter) {
             *s++ = (char)o->letter;
@@ -219,17 +294,15 @@ static void fill_tables(struct getopt_tables *t, const cli_command *c) {
             }
         }
     }
-    t->longs[c->n_options] = (struct option){"help", no_argument, NULL, 'h'};
-    *s = 'h';
 }
 
-static const cli_option *option_of(const cli_command *c, int found) {
+static const entry *entry_of(const entries *e, int found) {
     if (found >= LONG_BASE) {
-        return &c->options[found - LONG_BASE];
+        return &e->items[found - LONG_BASE];
     }
-    for (size_t i = 0; i < c->n_options; i++) {
-        if (c->options[i].letter == found) {
-            return &c->options[i];
+    for (size_t i = 0; i < e->n; i++) {
+        if (e->items[i].o.letter == found) {
+            return &e->items[i];
         }
     }
     return NULL;
@@ -248,29 +321,64 @@ static int bad_option(int found, const char *word, const char *command) {
     return cli_usage("unknown option %s; see graft %s --help", quoted, command);
 }
 
-int cli_parse(const cli_command *command, int argc, char **argv, int *rest) {
+static bool take_entry(const entry *e, cli_settings *s, const char *text, char *why, size_t why_size) {
+    switch (e->kind) {
+    case OWN: return e->o.take(&e->o, text, why, why_size);
+    case SETTING: return cli_settings_put(s, e->id, CLI_FROM_FLAG, 0, e->o.value ? text : "true", why, why_size);
+    case SETTING_OFF: return cli_settings_put(s, e->id, CLI_FROM_FLAG, 0, "false", why, why_size);
+    case VERBOSE: return cli_settings_put(s, CLI_ID_LOG_LEVEL, CLI_FROM_FLAG, 0, "debug", why, why_size);
+    case CONFIG: s->config = text; break;
+    case JSON: cli_set_json(true); break;
+    case HELP: break;
+    }
+    return true;
+}
+
+/* Reads all options; flags of settings beat whatever the file and the environment will say. */
+static int parse_flags(const cli_command *command, int argc, char **argv, const entries *e) {
     struct getopt_tables tables;
-    fill_tables(&tables, command);
+    fill_tables(&tables, e);
+    opterr = 0;
+    int found;
+    while (optopt = 0, (found = getopt_long(argc, argv, tables.shorts, tables.longs, NULL)) != -1) {
+        const entry *given = found == '?' || found == ':' ? NULL : entry_of(e, found);
+        char why[512];
+        if (!given) {
+            return bad_option(found, argv[optind - 1], argv[0]);
+        }
+        if (given->kind == HELP) {
+            print_help(command, e);
+            return CLI_OK;
+        }
+        if (!take_entry(given, command->settings, optarg, why, sizeof why)) {
+            return cli_usage("--%s: %s", given->o.name, why);
+        }
+    }
+    return CLI_GO;
+}
+
+static int load_settings(cli_settings *s) {
+    graft_error err = {0};
+    if (cli_settings_load(s, &err) != 0) {
+        cli_error(&err);
+        return CLI_USAGE;
+    }
+    cli_log_start(s);
+    cli_settings_strangers();
+    return CLI_GO;
+}
+
+int cli_parse(const cli_command *command, int argc, char **argv, int *rest) {
+    entries e;
+    collect(&e, command);
     for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
         if (strcmp(argv[i], "--json") == 0) {
             cli_set_json(true); /* known before the first error */
         }
     }
-    opterr = 0;
-    int found;
-    while (optopt = 0, (found = getopt_long(argc, argv, tables.shorts, tables.longs, NULL)) != -1) {
-        if (found == 'h') {
-            print_help(command);
-            return CLI_OK;
-        }
-        const cli_option *o = found == '?' || found == ':' ? NULL : option_of(command, found);
-        char why[512];
-        if (!o) {
-            return bad_option(found, argv[optind - 1], argv[0]);
-        }
-        if (!o->take(o, optarg, why, sizeof why)) {
-            return cli_usage("--%s: %s", o->name, why);
-        }
+    int status = parse_flags(command, argc, argv, &e);
+    if (status != CLI_GO) {
+        return status;
     }
     if (!rest && optind < argc) {
         char quoted[GR_QUOTE_SIZE];
@@ -280,5 +388,5 @@ int cli_parse(const cli_command *command, int argc, char **argv, int *rest) {
     if (rest) {
         *rest = optind;
     }
-    return CLI_GO;
+    return command->settings ? load_settings(command->settings) : CLI_GO;
 }

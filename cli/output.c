@@ -66,14 +66,6 @@ int cli_usage(const char *format, ...) {
     return CLI_USAGE;
 }
 
-int cli_finish(int status) {
-    if (fflush(stdout) == 0 && !ferror(stdout)) {
-        return status;
-    }
-    fprintf(stderr, "graft: error: %s: cannot write to standard output\n", graft_error_name(GRAFT_E_IO_ERROR));
-    return status == CLI_OK ? CLI_FAILED : status;
-}
-
 /* ---- memory ------------------------------------------------------------------------------------------- */
 
 void cli_no_memory(void) {
@@ -115,6 +107,27 @@ void cli_buffer_check(const gr_buffer *b) {
     if (b->failed) {
         cli_no_memory();
     }
+}
+
+/* Texts that live until the end: a settings file's values. */
+static struct {
+    char **items;
+    size_t n;
+} kept;
+
+const char *cli_keep(char *text) {
+    kept.items = cli_grow(kept.items, kept.n, sizeof *kept.items);
+    kept.items[kept.n++] = text;
+    return text;
+}
+
+static void free_kept(void) {
+    for (size_t i = 0; i < kept.n; i++) {
+        gr_free(kept.items[i]);
+    }
+    gr_free(kept.items);
+    kept.items = NULL;
+    kept.n = 0;
 }
 
 /* ---- text --------------------------------------------------------------------------------------------- */
@@ -252,4 +265,15 @@ void cli_json_print(json_t *value) {
     fflush(stdout);
     free(line);
     json_decref(value);
+}
+
+/* ---- the end ------------------------------------------------------------------------------------------ */
+
+int cli_finish(int status) {
+    free_kept();
+    if (fflush(stdout) == 0 && !ferror(stdout)) {
+        return status;
+    }
+    fprintf(stderr, "graft: error: %s: cannot write to standard output\n", graft_error_name(GRAFT_E_IO_ERROR));
+    return status == CLI_OK ? CLI_FAILED : status;
 }

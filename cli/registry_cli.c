@@ -4,7 +4,9 @@
 #include "base/memory.h"
 
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 /* ---- verbs -------------------------------------------------------------------------------------------- */
 
@@ -57,35 +59,64 @@ static int verb_parse(const cli_command *command, int argc, char **argv, int min
 
 /* ---- the registry ------------------------------------------------------------------------------------- */
 
-static void log_line(graft_log_level level, const char *line, void *user) {
-    (void)user;
-    if (level >= GRAFT_LOG_WARN) {
-        fprintf(stderr, "graft: %s: %s\n", level == GRAFT_LOG_WARN ? "warning" : "error", line);
-    }
-}
-
-static int registry_open(graft_registry **out, const cli_registry *c, bool read_only) {
-    graft_error err = {0};
-    char *path = NULL;
-    int rc = cli_registry_path(&path, c->path, !read_only, &err);
-    if (!rc) {
-        graft_registry_options o = graft_registry_options_default();
-        o.path = path;
-        o.read_only = read_only;
-        o.log = log_line;
-        rc = graft_registry_open(out, &o, &err);
+/* Every folder on the way that is not there. Opening tells what could not be made. */
+static void make_folders(const char *file) {
+    char *path = cli_strdup(file);
+    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        *slash = '\0';
+        mkdir(path, 0700);
+        *slash = '/';
     }
     gr_free(path);
-    if (rc == GRAFT_E_NOT_FOUND && read_only) {
-        return cli_fail(rc, "%s; `graft project add` makes one", err.message);
-    }
-    return rc ? cli_error(&err) : CLI_GO;
 }
 
-int cli_verb_open(graft_registry **out, const cli_registry *c, bool read_only, const cli_command *command, int argc,
-                  char **argv, int min, int max, int *rest) {
+static int open_registry(graft_registry **out, const cli_settings *s, bool read_only, bool wait, graft_error *err) {
+    graft_registry_options o = graft_registry_options_default();
+    if (!s->registry) {
+        return gr_fail(err, GRAFT_E_BAD_REQUEST, "where is the registry? give --registry FILE, or set GRAFT_REGISTRY or HOME");
+    }
+    if (!read_only && s->from[CLI_ID_REGISTRY].source == CLI_FROM_DEFAULT) {
+        make_folders(s->registry); /* graft's own place; elsewhere a folder that is not there is a typing error */
+    }
+    cli_settings_registry_options(s, &o);
+    o.read_only = read_only;
+    o.log = cli_log;
+    o.wait_ms = wait ? o.wait_ms : 0;
+    return graft_registry_open(out, &o, err);
+}
+
+int cli_registry_open(graft_registry **out, const cli_settings *s, bool read_only, graft_error *err) {
+    return open_registry(out, s, read_only, true, err);
+}
+
+int cli_registry_open_to_use(graft_registry **out, const cli_settings *s, graft_error *err) {
+    graft_error why = {0};
+    if (!s->registry || access(s->registry, W_OK) != 0) {
+        return open_registry(out, s, true, true, err); /* what is not there, it says so */
+    }
+    int code = open_registry(out, s, false, false, &why);
+    if (code == GRAFT_E_REGISTRY_BUSY || code == GRAFT_E_STORAGE_FULL) {
+        cli_log_line(GRAFT_LOG_INFO, code, "uses are not counted: %s", why.message);
+        return open_registry(out, s, true, true, err);
+    }
+    if (code) {
+        *err = why;
+    }
+    return code;
+}
+
+int cli_verb_open(graft_registry **out, const cli_command *command, bool read_only, int argc, char **argv, int min, int max,
+                  int *rest) {
+    graft_error err = {0};
     int status = verb_parse(command, argc, argv, min, max, rest);
-    return status == CLI_GO ? registry_open(out, c, read_only) : status;
+    if (status != CLI_GO) {
+        return status;
+    }
+    int code = cli_registry_open(out, command->settings, read_only, &err);
+    if (code == GRAFT_E_NOT_FOUND && read_only) {
+        return cli_fail(code, "%s; `graft project add` makes one", err.message);
+    }
+    return code ? cli_error(&err) : CLI_GO;
 }
 
 cli_name cli_name_parse(const char *text) {

@@ -7,6 +7,7 @@
 int cmd_project(int argc, char **argv);
 int cmd_adapter(int argc, char **argv);
 int cmd_adapters(int argc, char **argv);
+int cmd_registry(int argc, char **argv);
 
 /* ---- verbs (registry_cli.c) --------------------------------------------------------------------------- */
 
@@ -21,31 +22,25 @@ int cli_verb_run(const cli_verb *verbs, size_t n, const char *about, int argc, c
 
 /* ---- the registry ------------------------------------------------------------------------------------- */
 
-/* The options that every verb has. */
-typedef struct cli_registry {
-    const char *path; /* --registry, or NULL */
-    bool json;
-} cli_registry;
-
-#define CLI_REGISTRY_OPTIONS(c)                                                                                  \
-    {"registry", 0, "FILE",                                                                                     \
-     "the registry (default: $GRAFT_REGISTRY, else registry.db in the\nuser's data folder for graft)",          \
-     cli_take_string, &(c)->path, 0, 0},                                                                        \
-    {"json", 0, NULL, "results (and errors) as JSON on stdout", cli_take_flag, &(c)->json, 0, 0}
+/*
+ * Opens the registry that the settings name; for writing it is made if there is none, its folder too. Errors as
+ * graft_registry_open, BAD_REQUEST if nothing says where it is.
+ */
+int cli_registry_open(graft_registry **out, const cli_settings *s, bool read_only, graft_error *err);
 
 /*
- * Where the registry lies: `option` if given, else GRAFT_REGISTRY, else in the user's data folder, which is made if
- * `make` (registry_path.c). *out: gr_free. 0, or BAD_REQUEST if the environment names no folder.
+ * The same for who uses adapters: for writing, so that their history is kept, but without waiting; for reading only while
+ * another process writes to it, or where it cannot be written to. One that is not there is not made.
  */
-int cli_registry_path(char **out, const char *option, bool make, graft_error *err);
+int cli_registry_open_to_use(graft_registry **out, const cli_settings *s, graft_error *err);
 
 /*
- * How each verb begins: its options are parsed (`c` is among what they fill), then the registry is opened. CLI_GO: *out is the caller's, and there are `min` to `max` arguments besides, from argv[*rest] on (rest NULL: none are
- * taken). Else an exit
- * code, the error or the help printed.
+ * How each verb begins: its options and settings are parsed, then the registry is opened. CLI_GO: *out is the caller's, and
+ * there are `min` to `max` arguments besides, from argv[*rest] on (rest NULL: none are taken). Else an exit code, the error
+ * or the help printed.
  */
-int cli_verb_open(graft_registry **out, const cli_registry *c, bool read_only, const cli_command *command, int argc,
-                  char **argv, int min, int max, int *rest);
+int cli_verb_open(graft_registry **out, const cli_command *command, bool read_only, int argc, char **argv, int min, int max,
+                  int *rest);
 
 /* "PROJECT[/ADAPTER]", the second "default" if absent. Names are checked by whoever gets them. */
 typedef struct cli_name {

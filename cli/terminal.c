@@ -1,10 +1,11 @@
-/* The terminal: its width, the progress bar on stderr, tables on stdout. Widths count code points. */
+/* The terminal: its width, the progress bar on stderr and whole lines beside it, tables on stdout. Widths count code points. */
 #include "cli.h"
 
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/utf8.h"
 
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +14,8 @@
 
 /* ---- progress bar ------------------------------------------------------------------------------------- */
 
+/* Log lines come from any thread while the bar is up. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {
     bool off, shown;
     int permille;     /* as last drawn */
@@ -28,7 +31,7 @@ void cli_progress_off(void) {
     bar.off = true;
 }
 
-void cli_progress(const char *what, double done, double total) {
+static void draw(const char *what, double done, double total) {
     enum { WIDTH = 30 };
     if (!bar_possible()) {
         return;
@@ -54,12 +57,31 @@ void cli_progress(const char *what, double done, double total) {
     bar.drawn_us = now;
 }
 
-void cli_progress_end(void) {
+void cli_progress(const char *what, double done, double total) {
+    pthread_mutex_lock(&lock);
+    draw(what, done, total);
+    pthread_mutex_unlock(&lock);
+}
+
+static void wipe(void) {
     if (bar.shown) {
         fprintf(stderr, "\r%60s\r", "");
         fflush(stderr);
         bar.shown = false;
     }
+}
+
+void cli_progress_end(void) {
+    pthread_mutex_lock(&lock);
+    wipe();
+    pthread_mutex_unlock(&lock);
+}
+
+void cli_stderr(const char *text, size_t length) {
+    pthread_mutex_lock(&lock);
+    wipe();
+    fwrite(text, 1, length, stderr); /* unbuffered: one write */
+    pthread_mutex_unlock(&lock);
 }
 
 size_t cli_width(void) {

@@ -189,9 +189,20 @@ GRAFT_API const char *graft_llama_version(void);
 
 typedef enum graft_log_level { GRAFT_LOG_DEBUG, GRAFT_LOG_INFO, GRAFT_LOG_WARN, GRAFT_LOG_ERROR } graft_log_level;
 
-/* One line without a newline. May come from any thread, also from inside graft_open. libllama has one log for the whole
- * process: its lines go to the instance that was opened last. */
-typedef void (*graft_log_fn)(graft_log_level level, const char *line, void *user);
+/* One thing that happened, in words, and what it is about. Strings are never NULL ("" = none) and valid during the call
+ * only. Texts of prompts and answers are never logged. */
+typedef struct graft_log_entry {
+    graft_log_level level;
+    const char *text;              /* one line, no newline */
+    const char *project, *adapter; /* names */
+    const char *generation;        /* 64 hex digits */
+    uint64_t request;              /* graft_job_id; 0 = none */
+    int code;                      /* GRAFT_E_…; 0 = none */
+} graft_log_entry;
+
+/* May come from any thread, also from inside graft_open. libllama has one log for the whole process: its lines go to the
+ * instance that was opened last. */
+typedef void (*graft_log_fn)(const graft_log_entry *entry, void *user);
 
 /* Progress of opening the model, 0 to 1. Return false to give up (graft_open fails with CANCELLED). */
 typedef bool (*graft_progress_fn)(float fraction, void *user);
@@ -200,11 +211,36 @@ typedef bool (*graft_progress_fn)(float fraction, void *user);
 typedef enum graft_apply { GRAFT_APPLY_AUTO, GRAFT_APPLY_ROWS, GRAFT_APPLY_GROUPED } graft_apply;
 
 /* Storage of an adapter's matrices. F16 halves memory; F32 is exact. BF16 and F32 files are rounded to F16
- * unless a value would overflow, in which case that module stays in F32. */
-typedef enum graft_adapter_type { GRAFT_TYPE_F16, GRAFT_TYPE_F32 } graft_adapter_type;
+ * unless a value would overflow, in which case that module stays in F32. Q8_0 takes about half of F16: blocks of 32
+ * values with one float16 factor, as ggml's type of that name. */
+typedef enum graft_adapter_type { GRAFT_TYPE_F16, GRAFT_TYPE_F32, GRAFT_TYPE_Q8_0 } graft_adapter_type;
 
 /* Storage of the KV cache. F32 also turns flash attention off: slower, for exact comparisons. */
 typedef enum graft_kv_type { GRAFT_KV_F16, GRAFT_KV_F32 } graft_kv_type;
+
+/* Which adapter leaves memory when room is needed. */
+typedef enum graft_policy {
+    GRAFT_POLICY_LRU,      /* the one unused for longest */
+    GRAFT_POLICY_SIEVE,    /* the oldest not asked for since the hand last passed */
+    GRAFT_POLICY_S3FIFO,   /* newcomers prove themselves in a small queue */
+    GRAFT_POLICY_WTINYLFU, /* newcomers must have been asked for more often than whom they displace */
+    GRAFT_POLICY_GDSF      /* the least frequency times load time for each byte, with ageing */
+} graft_policy;
+
+#define GRAFT_POLICIES 5
+
+/* "lru", "sieve", "s3fifo", "wtinylfu", "gdsf"; NULL for any other number. Static storage. */
+GRAFT_API const char *graft_policy_name(graft_policy p);
+
+/* What to do for a registered adapter that cannot be had (its files are bad or gone, no memory): answer with the base and
+ * say so, or fail. A name that is not registered always fails. */
+typedef enum graft_fallback {
+    GRAFT_FALLBACK_DEFAULT, /* as the instance's options say; there: BASE */
+    GRAFT_FALLBACK_BASE,
+    GRAFT_FALLBACK_ERROR
+} graft_fallback;
+
+struct graft_registry;
 
 typedef struct graft_options {
     size_t size;              /* sizeof(graft_options), set by graft_options_default */
@@ -216,10 +252,27 @@ typedef struct graft_options {
     int threads;              /* compute threads, 1 to 512, 0 = one per physical core (0) */
     graft_kv_type kv_type;    /* (F16) */
     graft_apply apply;        /* (AUTO) */
-    graft_adapter_type adapter_type; /* default for graft_adapter_load (F16) */
+    graft_adapter_type adapter_type; /* default for graft_adapter_open (F16) */
     bool gpu;                 /* let libllama offload layers; adapters are then applied grouped (false) */
     bool self_test;           /* check the row-wise way against libllama when opening (true) */
     uint64_t max_adapter_bytes; /* larger files are refused before reading (4 GiB) */
+
+    /* The dynamic loader. */
+    struct graft_registry *registry; /* what names stand for: a graft_registry, borrowed, for this instance alone until
+                                        graft_close; NULL = no names, adapters by path only (NULL) */
+    int max_adapters;         /* registered adapters in memory at once, 0 to 100000; 0 = bounded by memory only (3) */
+    uint64_t memory_limit;    /* bytes for all: base weights, caches, adapters, graft's own; 0 = the machine's. Never more than
+                                 the cgroup or the machine has (4096 MiB) */
+    graft_policy policy;      /* (LRU) */
+    graft_fallback fallback;  /* for requests and leases that do not say (BASE) */
+    int retry_attempts;       /* tries for errors that may pass, 1 to 10 (3) */
+    int retry_base_ms;        /* first pause between tries; doubles, with jitter; 1 to 60000 (50) */
+    int adapter_wait_ms;      /* how long a request or lease waits for its adapter, 0 to 86400000; 0 = as long as loading takes,
+                                 and not at all for room (30000) */
+    int loader_threads;       /* 1 to 8 (2) */
+    bool probe;               /* before an adapter counts as loaded, evaluate a few tokens with it: what it answers must be finite,
+                                 and differ from the base (true) */
+
     graft_log_fn log;         /* NULL = silent */
     void *log_user;
     graft_progress_fn progress; /* NULL = none */
@@ -232,9 +285,11 @@ typedef struct graft graft;
 GRAFT_API graft_options graft_options_default(void);
 
 /*
- * Opens a base model and starts its decode thread.
+ * Opens a base model and starts its decode thread and its loader.
  * Errors: BAD_REQUEST (an option out of range, named), MODEL_MISSING, MODEL_INVALID, OUT_OF_MEMORY,
- * CANCELLED (by progress), SELF_TEST_FAILED (apply = ROWS and the self-test disagrees).
+ * CANCELLED (by progress), SELF_TEST_FAILED (apply = ROWS and the self-test disagrees), BUDGET_EXHAUSTED (the base alone is
+ * over memory_limit, with the numbers; said before it is loaded where the file's size tells, and before its caches are made),
+ * CONFLICT (the registry serves another instance).
  * A model whose architecture graft has no adapter table for opens and generates; loading an adapter on it
  * fails with UNSUPPORTED_MODEL. *out is the caller's; end it with graft_close.
  */
@@ -245,6 +300,16 @@ GRAFT_API int graft_open(graft **out, const graft_options *options, graft_error 
  * freed; a job may still be waited for and freed afterwards.
  */
 GRAFT_API void graft_close(graft *g);
+
+/*
+ * The instance of the whole process: the first call opens it, with `options`; every later one, from any thread, gets the same
+ * and its options are not looked at. Callers that come while it opens wait. If opening fails all who waited get the error, and
+ * the next call tries again. Errors: as graft_open, BAD_REQUEST (`options` NULL and none is open), SHUTTING_DOWN (it was closed
+ * again before a caller that waited could have it).
+ */
+GRAFT_API int graft_default(graft **out, const graft_options *options, graft_error *err);
+/* Closes it, if it is open. Nobody may be using it any more. A later graft_default opens anew. */
+GRAFT_API void graft_default_close(void);
 
 typedef struct graft_model_info {
     const char *path;
@@ -270,7 +335,10 @@ GRAFT_API int graft_set_apply(graft *g, graft_apply apply, graft_error *err);
 /* Bytes that graft's own code holds now (adapters included, libllama's weights and caches not). */
 GRAFT_API uint64_t graft_own_bytes(void);
 
-/* ---- adapters ----------------------------------------------------------------------------------------- */
+/* ---- adapters by path --------------------------------------------------------------------------------- */
+
+/* The caller opens and frees these, and nothing evicts them. Adapters that have names come and go by themselves: see "the
+ * dynamic loader" below. */
 
 typedef struct graft_adapter graft_adapter;
 
@@ -283,16 +351,17 @@ typedef struct graft_adapter_info {
     int n_modules;          /* weights of the base that it changes */
     int rank_min, rank_max;
     graft_adapter_type type;
-    bool no_effect;         /* every B is zero: it cannot change an answer */
+    bool no_effect;         /* every A or B is zero: it cannot change an answer */
 } graft_adapter_info;
 
 /*
  * Reads, verifies and packs the adapter at `path`: a PEFT folder (adapter_config.json and
  * adapter_model.safetensors) or a GGUF adapter file. Runs on the calling thread, holding no lock; decoding
- * goes on meanwhile. Errors: any of the file, JSON, container, config and tensor codes; the first reason is
- * in err, graft_inspect gives all. *out is the caller's; end it with graft_adapter_free.
+ * goes on meanwhile. Its bytes count in the memory limit; named adapters are evicted for it if need be.
+ * Errors: any of the file, JSON, container, config and tensor codes (the first reason is in err, graft_inspect gives all),
+ * BUDGET_EXHAUSTED. *out is the caller's; end it with graft_adapter_free.
  */
-GRAFT_API int graft_adapter_load(graft_adapter **out, graft *g, const char *path, graft_error *err);
+GRAFT_API int graft_adapter_open(graft_adapter **out, graft *g, const char *path, graft_error *err);
 
 /* Gives the handle back. Memory goes when the last request that uses the adapter has ended. */
 GRAFT_API void graft_adapter_free(graft_adapter *a);
@@ -344,9 +413,13 @@ typedef struct graft_message {
     const char *content;
 } graft_message;
 
+/* Exactly one of three: an adapter that was opened by path, a lease, or a name. */
 typedef struct graft_adapter_use {
     graft_adapter *adapter;
-    float scale; /* multiplies the adapter's own scale; 0 = as if not named; finite, |scale| <= 100 */
+    float scale;               /* multiplies the adapter's own scale; 0 = as if not named; finite, |scale| <= 100 */
+    const struct graft_lease *lease; /* may be released as soon as the request was submitted */
+    const char *project;       /* a registered name: the request leases it before its first row, and gives it back after */
+    const char *name;          /* its last. `name` NULL = "default". All NULL = the current project (graft_switch_project) */
 } graft_adapter_use;
 
 typedef struct graft_sampling {
@@ -385,6 +458,8 @@ typedef struct graft_request {
     size_t n_stop;
     graft_text_fn on_text;       /* NULL = only the whole text at the end */
     void *user;
+    graft_fallback fallback;     /* for adapters by name (DEFAULT) */
+    int adapter_wait_ms;         /* likewise, as in graft_options; -1 = as the instance has it (-1) */
 } graft_request;
 
 /* Everything is copied before the functions below return; the caller may reuse the memory at once. */
@@ -407,6 +482,10 @@ typedef struct graft_result {
     int completion_tokens; /* the end-of-generation token counts */
     graft_finish finish;
     graft_error error;   /* code 0 unless finish = ERROR or CANCELLED */
+    uint64_t id;         /* graft_job_id */
+    const char *generation; /* of the adapter that answered; "" = the base; of several, the first named */
+    graft_error fallback;   /* code other than 0: the base answered instead of a named adapter, and why */
+    double adapter_ms;   /* of queue_ms: waiting for adapters by name */
     double queue_ms;     /* from submit to the first row in a batch */
     double prompt_ms;    /* from there to the first token */
     double total_ms;     /* from submit to the end */
@@ -415,16 +494,19 @@ typedef struct graft_result {
 typedef struct graft_job graft_job;
 
 /*
- * Starts `n` requests (up to 4096) together: all of them enter the queue before the decode thread looks at it again.
+ * Starts `n` requests (up to 4096) together: all of them enter the queue before the decode thread looks at it again. Those whose
+ * named adapters are not in memory wait for them in the queue, and others pass.
  * Errors (nothing is started): BAD_REQUEST with the field and its range, CONTEXT_LENGTH with both numbers,
- * NO_CHAT_TEMPLATE, BAD_GRAMMAR, SHUTTING_DOWN, OUT_OF_MEMORY (also when 65,536 requests wait). Later failures are in the
- * results.
+ * NO_CHAT_TEMPLATE, BAD_GRAMMAR, NOT_FOUND and BAD_NAME (of a project or adapter), SHUTTING_DOWN, OUT_OF_MEMORY (also when 65,536
+ * requests wait). Later failures are in the results.
  * out[0..n-1] are the caller's: wait and free each.
  */
 GRAFT_API int graft_submit(graft_job **out, graft *g, const graft_request *requests, size_t n, graft_error *err);
 
 /* Waits until the job has ended. The result is borrowed from the job, valid until graft_job_free. */
 GRAFT_API const graft_result *graft_job_wait(graft_job *job);
+/* A number of its own within the process, from 1 up: what log lines call the request. */
+GRAFT_API uint64_t graft_job_id(const graft_job *job);
 /* Asks the job to stop; it ends before the next batch. Harmless on an ended one. Any thread. */
 GRAFT_API void graft_job_cancel(graft_job *job);
 /* Cancels if still running, waits, frees. */
@@ -475,6 +557,197 @@ typedef struct graft_stats {
 } graft_stats;
 
 GRAFT_API void graft_get_stats(const graft *g, graft_stats *out);
+
+/* ---- the dynamic loader ------------------------------------------------------------------------------- */
+
+/*
+ * Adapters by name. The registry says what a name stands for; the loader brings it in when it is asked for, keeps what fits,
+ * evicts what nobody holds, and counts. A lease holds one adapter in memory. docs/loader.md tells it as a story.
+ *
+ * Names: `adapter` NULL = "default"; `project` NULL = the current project, then `adapter` is the current one too if it is NULL.
+ * Every function here that takes names may fail with NOT_FOUND, BAD_NAME, BAD_REQUEST (the instance has no registry, or there is
+ * no current project), SHUTTING_DOWN, OUT_OF_MEMORY; only further errors are listed.
+ */
+
+typedef struct graft_lease graft_lease;
+
+typedef struct graft_lease_options {
+    size_t size;             /* sizeof(graft_lease_options), set by graft_lease_options_default */
+    const char *project, *adapter;
+    bool temporary;          /* if this lease had to load it, and only temporary ones asked since: unload at the release (false) */
+    bool reload;             /* read the files anew even if it is in memory (false) */
+    graft_fallback fallback; /* (DEFAULT) */
+    int wait_ms;             /* as graft_options.adapter_wait_ms; -1 = as the instance has it (-1) */
+} graft_lease_options;
+
+GRAFT_API graft_lease_options graft_lease_options_default(void);
+
+/*
+ * Holds an adapter: it stays in memory until the lease is released, whatever happens to its name. Loads it if need be, and
+ * waits. With fallback BASE a registered adapter that cannot be had gives a lease on the base, which says why.
+ * Errors: BUSY (no room, everything in memory is held), DEADLINE, LARGER_THAN_BUDGET, BUDGET_EXHAUSTED, CHANGED_ON_DISK, and those
+ * of graft_adapter_open. *out: graft_lease_release.
+ */
+GRAFT_API int graft_lease_take(graft_lease **out, graft *g, const graft_lease_options *options, graft_error *err);
+GRAFT_API void graft_lease_release(graft_lease *lease);
+
+typedef struct graft_lease_info {
+    const char *project, *adapter;
+    const char *generation; /* "" = the base */
+    uint64_t bytes;         /* of the adapter in memory; 0 = the base */
+    bool hit;               /* it was in memory already */
+    bool no_effect;         /* it changes nothing, as far as loading could tell */
+    graft_error fallback;   /* code other than 0: this is the base, and why */
+    double wait_ms;         /* what taking the lease took */
+} graft_lease_info;
+
+/* Borrowed from the lease. */
+GRAFT_API void graft_lease_get_info(const graft_lease *lease, graft_lease_info *out);
+
+/* Makes an adapter resident without holding it. With `reload` its files are read anew; requests under way finish on the old
+ * version. Never falls back. Errors: as graft_lease_take. */
+GRAFT_API int graft_load_adapter(graft *g, const char *project, const char *adapter, bool reload, graft_error *err);
+
+/* No name reaches it from now on; its memory goes with the last lease. *freed: bytes given back already, *pending: bytes that
+ * leases still hold (each may be NULL). Errors: NOT_FOUND also if it is not in memory. */
+GRAFT_API int graft_unload_adapter(graft *g, const char *project, const char *adapter, uint64_t *freed, uint64_t *pending,
+                                   graft_error *err);
+
+/* Never evicted from now on, also after a restart; the adapter need not be in memory. Errors: as graft_registry_adapter_pin. */
+GRAFT_API int graft_pin_adapter(graft *g, const char *project, const char *adapter, bool pinned, graft_error *err);
+
+/* Loads the adapter and makes it the current one, for callers that name none. On an error the current one stays.
+ * Errors: as graft_load_adapter. */
+GRAFT_API int graft_switch_project(graft *g, const char *project, const char *adapter, graft_error *err);
+
+#define GRAFT_NAME_SIZE 129 /* a project's or adapter's name and its NUL */
+
+/* The current project and adapter. Errors: NOT_FOUND (none was set). */
+GRAFT_API int graft_current_project(graft *g, char project[GRAFT_NAME_SIZE], char adapter[GRAFT_NAME_SIZE], graft_error *err);
+
+/* Loading without waiting. */
+typedef struct graft_prefetch graft_prefetch;
+
+/* Called once, on any thread, perhaps before graft_prefetch_start returns; `error->code` 0: it is in memory. Must not block and
+ * must not free the prefetch. */
+typedef void (*graft_prefetch_fn)(const graft_error *error, void *user);
+
+/* Begins to load an adapter; `fn` may be NULL. Errors: those of names only; loading's come to `fn` and wait. *out:
+ * graft_prefetch_free. */
+GRAFT_API int graft_prefetch_start(graft_prefetch **out, graft *g, const char *project, const char *adapter,
+                                   graft_prefetch_fn fn, void *user, graft_error *err);
+/* A descriptor that becomes readable when the load has ended, for poll and its like. Do not read or close it. Errors (as a
+ * negative number): NOT_READABLE (no descriptors are left). */
+GRAFT_API int graft_prefetch_fd(graft_prefetch *p, graft_error *err);
+/* Whether the load has ended. */
+GRAFT_API bool graft_prefetch_done(graft_prefetch *p);
+/* Waits for the end. Errors: as graft_load_adapter. */
+GRAFT_API int graft_prefetch_wait(graft_prefetch *p, graft_error *err);
+/* The load goes on without it. */
+GRAFT_API void graft_prefetch_free(graft_prefetch *p);
+
+/* One version in memory, or on its way in or out. */
+typedef struct graft_loaded {
+    const char *project, *adapter;
+    const char *generation; /* "" while loading */
+    const char *state;      /* "loading", "resident", "draining" */
+    uint64_t bytes;
+    uint32_t leases;
+    bool pinned, no_effect;
+    uint64_t hits;          /* of this name */
+    double load_ms;
+    double idle_ms;         /* since it was last used; 0 while it is held */
+} graft_loaded;
+
+/* Sorted by project, then adapter. Everything in it belongs to it. */
+typedef struct graft_loaded_list {
+    const graft_loaded *items;
+    size_t n;
+} graft_loaded_list;
+
+/* What is in memory by name now. *out: graft_loaded_list_free. Errors: OUT_OF_MEMORY. */
+GRAFT_API int graft_loaded_adapters(graft_loaded_list **out, graft *g, graft_error *err);
+GRAFT_API void graft_loaded_list_free(graft_loaded_list *list);
+
+/* Durations in buckets by powers of two: bucket i counts what took less than 2^i microseconds and not less than 2^(i-1); the
+ * last one all above. */
+#define GRAFT_HISTOGRAM_BUCKETS 28
+
+typedef struct graft_histogram {
+    uint64_t buckets[GRAFT_HISTOGRAM_BUCKETS];
+    uint64_t count, sum_us, max_us;
+} graft_histogram;
+
+/* Upper border in microseconds of the bucket that holds the q-th part (0 to 1) of the counts; 0 if empty. */
+GRAFT_API uint64_t graft_histogram_quantile(const graft_histogram *h, double q);
+
+#define GRAFT_METRIC_CODES 24 /* different error codes kept apart; further ones are counted under code 0 */
+
+/* Counters since graft_open, and gauges. */
+typedef struct graft_metrics {
+    uint64_t hits;        /* leases of a resident adapter */
+    uint64_t misses;      /* leases that waited for a load */
+    uint64_t loads, load_bytes; /* that succeeded */
+    uint64_t evictions, unloads, replacements;
+    uint64_t retries, fallbacks;
+    uint64_t busy;        /* loads that found no room */
+    uint64_t negative_hits; /* failures answered from memory: the file has not changed */
+    uint64_t no_effect;   /* loads of adapters that change nothing */
+    struct graft_code_count {
+        int code;
+        uint64_t n;
+    } failures[GRAFT_METRIC_CODES]; /* loads that failed, by code */
+    size_t n_failures;
+    struct graft_code_count retried[GRAFT_METRIC_CODES]; /* attempts that failed and were followed by another, by code */
+    size_t n_retried;
+    graft_histogram hit_us, wait_us, load_us, evict_us;
+    /* gauges; bytes as in graft_memory */
+    uint64_t limit, fixed, resident, loading, draining;
+    uint64_t held; /* of resident: leased or pinned */
+    uint64_t n_resident, n_loading, n_draining, n_leases;
+} graft_metrics;
+
+/* Cheap. Without a registry all is 0 but the bytes. */
+GRAFT_API void graft_get_metrics(graft *g, graft_metrics *out);
+
+/* Where the memory is. All bytes, and each one measured: by the allocator that counts, by libllama as it made its buffers, or by
+ * the system. */
+typedef struct graft_memory {
+    uint64_t limit;     /* in force */
+    uint64_t machine;   /* what the cgroup or else the machine has */
+    uint64_t weights;   /* the base's */
+    uint64_t context;   /* KV cache and compute buffers */
+    uint64_t own;       /* graft's own: queues, tables, the registry in memory */
+    uint64_t resident, loading, draining; /* adapters by name; loading: reserved */
+    uint64_t by_path;   /* adapters that were opened by path */
+    uint64_t twins;     /* libllama's copies of adapters, where they are applied grouped: counted with the adapters above */
+    uint64_t counted;   /* all of these together, each once */
+    uint64_t process;   /* resident set of the process; 0 = the system does not tell */
+    uint64_t n_resident, max_adapters;
+} graft_memory;
+
+GRAFT_API void graft_memory_report(graft *g, graft_memory *out);
+
+typedef enum graft_health_state { GRAFT_HEALTHY, GRAFT_DEGRADED, GRAFT_UNHEALTHY } graft_health_state;
+
+/* "healthy", "degraded", "unhealthy". Static storage. */
+GRAFT_API const char *graft_health_name(graft_health_state s);
+
+#define GRAFT_HEALTH_REASONS 16
+
+/* The state is the worst of the reasons'. docs/loader.md lists the conditions. */
+typedef struct graft_health {
+    graft_health_state state;
+    struct graft_health_reason {
+        graft_health_state state;
+        const char *name; /* stable, for programs: "memory_high" and so on; static storage */
+        char text[200];   /* with the numbers */
+    } reasons[GRAFT_HEALTH_REASONS];
+    size_t n_reasons;
+} graft_health;
+
+/* Cheap; waits for nothing, so it answers also when the decode thread hangs. */
+GRAFT_API void graft_health_check(graft *g, graft_health *out);
 
 /* ---- registry ----------------------------------------------------------------------------------------- */
 
@@ -538,7 +811,7 @@ GRAFT_API int graft_registry_project_remove(graft_registry *r, const char *proje
  * Its files are opened, described and hashed first, without a base model: what only a base can tell comes out at the
  * first load. `adapter` NULL = "default". The same path with the same content again is no error and no change.
  * Errors: BAD_NAME, BAD_REQUEST (path empty, too long, not UTF-8), NOT_FOUND (project), CONFLICT, OUTSIDE_ROOT, and those of
- * graft_adapter_load that need no base.
+ * graft_adapter_open that need no base.
  */
 GRAFT_API int graft_registry_adapter_add(graft_registry *r, const char *project, const char *adapter,
                                          const char *path, unsigned flags, graft_error *err);
@@ -691,6 +964,124 @@ typedef struct graft_scan_summary {
  */
 GRAFT_API int graft_registry_scan(graft_registry *r, const char *path, graft_scan_fn fn, void *user,
                                   graft_scan_summary *out, graft_error *err);
+
+/* ---- choosing a policy -------------------------------------------------------------------------------- */
+
+/* Which eviction policy suits a workload? A trace of requests is replayed through one, with nothing loaded. */
+
+typedef struct graft_trace_request {
+    uint64_t key;   /* which adapter */
+    uint64_t bytes; /* > 0; the same for each request of a key */
+    double cost;    /* of loading it, seconds; finite, not negative */
+} graft_trace_request;
+
+typedef struct graft_replay_options {
+    size_t size;         /* sizeof(graft_replay_options), set by graft_replay_options_default */
+    graft_policy policy; /* (LRU) */
+    bool belady;         /* Belady's choice instead, which knows the future: whose next use is farthest away goes. With equal
+                            sizes and costs nothing misses less often; otherwise it is no bound (false) */
+    uint64_t capacity;   /* bytes; 0 = not bounded (0) */
+    size_t max_adapters; /* adapters at once; 0 = not bounded (3) */
+} graft_replay_options;
+
+GRAFT_API graft_replay_options graft_replay_options_default(void);
+
+typedef struct graft_replay_result {
+    uint64_t requests, hits, misses, evictions;
+    uint64_t too_large;       /* misses of what is larger than the whole capacity: not taken in */
+    double cost, cost_missed; /* of all requests, of the misses: seconds that loading would have taken */
+} graft_replay_result;
+
+/* Errors: BAD_REQUEST (an option; a request without bytes or with a cost that cannot be, by its index), OUT_OF_MEMORY. */
+GRAFT_API int graft_replay(graft_replay_result *out, const graft_trace_request *trace, size_t n,
+                           const graft_replay_options *options, graft_error *err);
+
+typedef enum graft_workload_kind {
+    GRAFT_WORKLOAD_ZIPF, /* popularity 1 / rank^skew, nothing ever changes */
+    GRAFT_WORKLOAD_SCAN, /* zipf, and now and then one pass over all */
+    GRAFT_WORKLOAD_LOOP, /* all in turn: the worst case for lru */
+    GRAFT_WORKLOAD_SHIFT /* 9 of 10 requests go to a tenth of all, which changes now and then */
+} graft_workload_kind;
+
+#define GRAFT_WORKLOADS 4
+
+/* "zipf", "scan", "loop", "shift"; NULL for any other number. Static storage. */
+GRAFT_API const char *graft_workload_name(graft_workload_kind kind);
+
+typedef struct graft_workload {
+    size_t size;      /* sizeof(graft_workload), set by graft_workload_default */
+    graft_workload_kind kind; /* (ZIPF) */
+    size_t objects;   /* different adapters, 1 to 10000000; keys are 1 to objects (100) */
+    double skew;      /* zipf, scan: 0 (uniform) to 10; what people do lies between 0.6 and 1.2 (1) */
+    bool equal_sizes; /* all of 1 MiB and 1 s; otherwise 2 to 128 MB, and 10 ms plus 0.5 to 1.5 s for each GB (false) */
+    uint64_t seed;    /* the same numbers each time (1) */
+} graft_workload;
+
+GRAFT_API graft_workload graft_workload_default(void);
+
+/* Fills trace[0..n). Errors: BAD_REQUEST (a field out of range), OUT_OF_MEMORY. */
+GRAFT_API int graft_workload_make(graft_trace_request *trace, size_t n, const graft_workload *workload, graft_error *err);
+
+/* ---- references --------------------------------------------------------------------------------------- */
+
+/*
+ * Names for what other programs keep on this machine. Nothing is ever downloaded, and links must end within the store.
+ *   ollama:[[HOST/]NAMESPACE/]NAME[:TAG]   the GGUF that Ollama has; NAMESPACE "library", TAG "latest", HOST the only one
+ *                                          that has it unless named
+ *   hf:ORG/NAME[@REVISION][/FILE]          a file of Hugging Face's local cache; REVISION "main"; without FILE the only GGUF
+ *                                          (of a split one the first part; files called mmproj… do not count)
+ * Anything else is a path. A file that is called so is reached by "./hf:…".
+ */
+typedef struct graft_stores {
+    size_t size;        /* sizeof(graft_stores) */
+    const char *ollama; /* the folder that holds manifests/ and blobs/; NULL = not known */
+    const char *hf_hub; /* the folder that holds models--ORG--NAME/; NULL = not known */
+} graft_stores;
+
+/*
+ * What `reference` stands for; a path comes back as it is, whether it is there or not. `stores` may be NULL for paths.
+ * Errors: BAD_REQUEST (a name that cannot be; two hosts or several GGUF files, listed; a store that nobody named),
+ * MODEL_MISSING (what was looked for, and where), MODEL_INVALID and the JSON codes (the store's own files), OUTSIDE_ROOT,
+ * NOT_REGULAR_FILE, NOT_READABLE, TOO_LARGE. *path: graft_string_free.
+ */
+GRAFT_API int graft_find_model(char **path, const char *reference, const graft_stores *stores, graft_error *err);
+/*
+ * The same for an adapter: hf: gives a PEFT folder (the snapshot, or FILE if that is a folder) or a GGUF file, ollama: the
+ * adapter's layer of a model that has one. Errors: as above with ADAPTER_FILE_MISSING and NOT_AN_ADAPTER.
+ */
+GRAFT_API int graft_find_adapter(char **path, const char *reference, const graft_stores *stores, graft_error *err);
+/* Frees a string that graft gave away. */
+GRAFT_API void graft_string_free(char *s);
+
+/* ---- a damaged registry ------------------------------------------------------------------------------- */
+
+/*
+ * Beside the registry's file lies a backup, FILE.backup: made when a registry that was changed is closed, and after each 256
+ * changes. Damage is never mended by itself: opening fails with REGISTRY_INVALID and says whether the backup is good.
+ */
+
+/* One file: the registry's or its backup. */
+typedef struct graft_registry_file {
+    graft_error error;         /* code 0: it is whole; NOT_FOUND: there is none; REGISTRY_INVALID and others: why not */
+    int64_t written;           /* seconds since 1970; 0 = unknown */
+    size_t projects, adapters; /* 0 unless it is whole */
+} graft_registry_file;
+
+typedef struct graft_registry_condition {
+    graft_registry_file registry, backup;
+    char damaged[64]; /* recover: the name that the damaged file has now; "" = there was none */
+} graft_registry_condition;
+
+/* Reads all of both files and changes nothing; works while another process has the registry open. Of the options only `path`
+ * and `wait_ms` matter. Errors: those of a path; what is wrong with the files is in *out. */
+GRAFT_API int graft_registry_examine(graft_registry_condition *out, const graft_registry_options *options, graft_error *err);
+
+/*
+ * Puts the backup in the place of a damaged registry, which is kept as FILE.damaged-TIME. The backup stays.
+ * Errors: REGISTRY_BUSY (another process writes, named), CONFLICT (the registry is whole), NOT_FOUND (there is no backup),
+ * REGISTRY_INVALID (the backup is damaged too, or the registry is of a newer version), STORAGE_FULL.
+ */
+GRAFT_API int graft_registry_recover(graft_registry_condition *out, const graft_registry_options *options, graft_error *err);
 
 #ifdef __cplusplus
 }

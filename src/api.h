@@ -1,25 +1,72 @@
 /* What lies behind the handles of graft.h, shared by the files that implement it: graft.c (opening, figures),
- * api_adapter.c (adapters), api_request.c (requests). */
+ * api_adapter.c (adapters by path), api_request.c (requests), api_loader.c (adapters by name), api_watch.c (health, memory,
+ * metrics), backend.c (how the loader loads). */
 #ifndef GR_API_H
 #define GR_API_H
 
 #include "base/log.h"
 #include "engine/engine.h"
+#include "engine/probe.h"
+#include "loader/loader.h"
 #include "model/base_model.h"
+#include "model/opened.h"
+
+#include <stdatomic.h>
+
+#define GR_MAX_WAIT_MS 86400000
 
 struct graft {
     gr_base_model *base;
     gr_engine *engine;
-    gr_log log;     /* what the layers below get: see on_log in graft.c */
+    gr_loader *loader;
+    gr_probe *probe; /* NULL: no probing */
+    gr_log log;      /* what the layers below get: see on_log in graft.c */
     gr_log user_log;
     int slots, context, threads;
     graft_adapter_type adapter_type;
     uint64_t max_adapter_bytes;
+
+    struct graft_registry *registry; /* borrowed, or NULL */
+    bool watching;
+    graft_fallback fallback;
+    int adapter_wait_ms, max_adapters;
+    uint64_t memory_limit;           /* in force */
+    _Atomic uint64_t named_bytes;    /* of adapters that the loader holds */
+    _Atomic uint64_t path_bytes;     /* of adapters that were opened by path */
+    _Atomic uint64_t path_charged;   /* the same as the memory limit has it: with libllama's copies */
+
+    gr_mutex mutex; /* rank API: the next two; and pins follow the registry one by one */
+    char current_project[GRAFT_NAME_SIZE], current_adapter[GRAFT_NAME_SIZE]; /* "" = none */
 };
 
 struct graft_adapter {
     gr_farewell farewell; /* first: the whole block goes to gr_engine_forget. Holds the adapter */
     graft *g;
+    uint64_t bytes, charged; /* of `path_bytes`, of `path_charged` */
 };
+
+struct graft_lease {
+    graft *g;
+    gr_lease *lease;
+    char project[GRAFT_NAME_SIZE], adapter[GRAFT_NAME_SIZE];
+    double wait_ms;
+};
+
+/* Names as an API call gave them to a registered pair of names: NULL adapter = "default", NULL project = the current one.
+ * Errors: BAD_REQUEST (no registry, no current project), NOT_FOUND, BAD_NAME. */
+int gr_api_resolve(graft *g, const char *project, const char *adapter, char out_project[GRAFT_NAME_SIZE],
+                   char out_adapter[GRAFT_NAME_SIZE], graft_error *err);
+
+/* backend.c: what an adapter takes, with libllama's copy if adapters are applied grouped now: at most, before it is built; and
+ * nearly to the byte. */
+uint64_t gr_api_most_bytes(const graft *g, const gr_opened *o);
+uint64_t gr_api_bytes(const graft *g, const gr_adapter *a);
+
+/* backend.c: makes the loader with g's catalogue and adapters; `fixed` bytes are taken. */
+int gr_backend_start(graft *g, const graft_options *o, uint64_t fixed, graft_error *err);
+/* Stops listening to the registry and ends the loads; leases stay good. */
+void gr_backend_stop(graft *g);
+/* graft's own bytes: all but adapters. */
+uint64_t gr_backend_own_bytes(const graft *g);
 
 #endif

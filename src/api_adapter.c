@@ -5,16 +5,83 @@
 
 #include <string.h>
 
-int graft_adapter_load(graft_adapter **out, graft *g, const char *path, graft_error *err) {
+static int charge(graft_adapter *a, uint64_t bytes, graft_error *err) {
+    int rc = gr_loader_charge(a->g->loader, bytes, err);
+    if (!rc) {
+        a->charged += bytes;
+        atomic_fetch_add(&a->g->path_charged, bytes);
+    }
+    return rc;
+}
+
+static void discharge(graft_adapter *a, uint64_t bytes) {
+    atomic_fetch_sub(&a->g->path_charged, bytes);
+    a->charged -= bytes;
+    gr_loader_discharge(a->g->loader, bytes);
+}
+
+/* Its memory is not graft's own: counted as such it would be counted twice. */
+static void count_as_adapter(graft_adapter *a, uint64_t bytes) {
+    atomic_fetch_add(&a->g->path_bytes, bytes - a->bytes); /* also downwards: unsigned numbers wrap */
+    a->bytes = bytes;
+}
+
+static int build_charged(graft_adapter *a, gr_opened *opened, graft_error *err) {
+    gr_adapter *built = NULL;
+    int rc = gr_opened_build(&built, opened, err);
+    if (rc) {
+        return rc;
+    }
+    uint64_t bytes = gr_api_bytes(a->g, built);
+    if (bytes < a->charged) {
+        discharge(a, a->charged - bytes);
+    } else if (bytes > a->charged && (rc = charge(a, bytes - a->charged, err)) != 0) {
+        gr_adapter_release(built);
+        return rc;
+    }
+    count_as_adapter(a, built->bytes);
+    a->farewell.adapter = built;
+    return 0;
+}
+
+/* Its bytes are taken from the limit, and from what counts as graft's own, before any matrix is read. What modules that had to
+ * stay in float32 take on top is asked for afterwards. */
+static int build(graft_adapter *a, gr_opened *opened, graft_error *err) {
+    int rc = charge(a, gr_api_most_bytes(a->g, opened), err);
+    if (rc) {
+        gr_opened_free(opened);
+        return rc;
+    }
+    count_as_adapter(a, gr_opened_bytes(opened));
+    rc = build_charged(a, opened, err);
+    if (rc) {
+        count_as_adapter(a, 0);
+        discharge(a, a->charged);
+    }
+    return rc;
+}
+
+/* Requests kept its memory until now. */
+static void on_freed(gr_farewell *f) {
+    graft_adapter *a = (graft_adapter *)f; /* its first member */
+    count_as_adapter(a, 0);
+    discharge(a, a->charged);
+    gr_free(a);
+}
+
+int graft_adapter_open(graft_adapter **out, graft *g, const char *path, graft_error *err) {
     if (!out || !g || !path) {
-        return gr_fail(err, GRAFT_E_BAD_REQUEST, "graft_adapter_load needs a handle to fill, an instance and a path");
+        return gr_fail(err, GRAFT_E_BAD_REQUEST, "graft_adapter_open needs a handle to fill, an instance and a path");
     }
     graft_adapter *a = gr_zalloc(sizeof *a);
     if (!a) {
         return gr_fail_memory(err, sizeof *a);
     }
     a->g = g;
-    int rc = gr_adapter_open(&a->farewell.adapter, g->base, path, g->adapter_type, g->max_adapter_bytes, &g->log, err);
+    a->farewell.done = on_freed;
+    gr_opened *opened = NULL;
+    int rc = gr_opened_make(&opened, g->base, path, g->adapter_type, g->max_adapter_bytes, &g->log, err);
+    rc = rc ? rc : build(a, opened, err);
     if (rc) {
         gr_free(a);
         return rc;
@@ -73,7 +140,7 @@ void graft_inspection_free(graft_inspection *i) {
 
 /* What the two matrices take, padding included. */
 static uint64_t module_bytes(const gr_module *m) {
-    return (uint64_t)m->rank * ((uint64_t)m->stride_in + (uint64_t)m->stride_out) * gr_dtype_size(m->type);
+    return (uint64_t)m->rank * (gr_packed_size(m->type, (size_t)m->stride_in) + gr_packed_size(m->type, (size_t)m->stride_out));
 }
 
 /* Entries of the plan and modules of the adapter built from it are in the same order. */
@@ -138,7 +205,7 @@ static int inspect(inspection *in, graft *g, graft_error *err) {
     }
     in->info.loadable = rc == 0;
     if (built && built->no_effect) {
-        gr_report_warn(&in->report, GRAFT_E_NO_EFFECT, NULL, "every B is zero: the adapter changes nothing");
+        gr_report_warn(&in->report, GRAFT_E_NO_EFFECT, NULL, "every A or B is zero: the adapter changes nothing");
     }
     rc = built ? list_modules(in, g, built, err) : 0;
     gr_adapter_release(built);

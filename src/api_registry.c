@@ -15,9 +15,8 @@ graft_registry_options graft_registry_options_default(void) {
     };
 }
 
-int graft_registry_open(graft_registry **out, const graft_registry_options *o, graft_error *err) {
+static int check_options(const graft_registry_options *o, graft_error *err) {
     enum { MAX_WAIT_MS = 60000 };
-    NEEDS(out && o, "somewhere to put the handle, and options")
     if (o->size != sizeof *o) {
         return gr_fail(err, GRAFT_E_BAD_REQUEST, "option size: %zu, must be %zu (graft_registry_options_default sets it)", o->size,
                        sizeof *o);
@@ -28,7 +27,25 @@ int graft_registry_open(graft_registry **out, const graft_registry_options *o, g
     if (o->wait_ms < 0 || o->wait_ms > MAX_WAIT_MS) {
         return gr_fail(err, GRAFT_E_BAD_REQUEST, "option wait_ms: %d is outside 0 to %d", o->wait_ms, MAX_WAIT_MS);
     }
-    return gr_registry_open(out, o, err);
+    return 0;
+}
+
+int graft_registry_open(graft_registry **out, const graft_registry_options *o, graft_error *err) {
+    NEEDS(out && o, "somewhere to put the handle, and options")
+    int rc = check_options(o, err);
+    return rc ? rc : gr_registry_open(out, o, err);
+}
+
+int graft_registry_examine(graft_registry_condition *out, const graft_registry_options *o, graft_error *err) {
+    NEEDS(out && o, "somewhere to put what it finds, and options")
+    int rc = check_options(o, err);
+    return rc ? rc : gr_registry_examine(out, o, err);
+}
+
+int graft_registry_recover(graft_registry_condition *out, const graft_registry_options *o, graft_error *err) {
+    NEEDS(out && o, "somewhere to put what it did, and options")
+    int rc = check_options(o, err);
+    return rc ? rc : gr_registry_recover(out, o, err);
 }
 
 void graft_registry_close(graft_registry *r) {

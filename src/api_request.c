@@ -7,6 +7,7 @@
 
 #include <limits.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #define MAX_REQUESTS 4096 /* of one graft_submit */
@@ -18,6 +19,7 @@ graft_request graft_request_default(void) {
         .size = sizeof(graft_request),
         .special = true,
         .max_tokens = 128,
+        .adapter_wait_ms = -1,
         .sampling =
             {
                 .top_k = 40,
@@ -83,58 +85,108 @@ static int check_numbers(const graft_request *r, graft_error *err) {
 
 /* ---- adapters ------------------------------------------------------------------------------------------ */
 
-/* Adds to a set that is sorted by address; an adapter that is named twice adds up. Takes a reference. */
-static void add_use(gr_adapter_set *set, gr_adapter *a, float scale) {
-    int at = 0;
-    while (at < set->n && set->adapters[at] < a) {
-        at++;
-    }
-    if (at < set->n && set->adapters[at] == a) {
-        set->scales[at] += scale;
-        return;
-    }
-    for (int i = set->n; i > at; i--) {
-        set->adapters[i] = set->adapters[i - 1];
-        set->scales[i] = set->scales[i - 1];
-    }
-    set->adapters[at] = gr_adapter_retain(a);
-    set->scales[at] = scale;
-    set->n++;
+static void note_generation(gr_job_spec *spec, const char *generation) {
+    snprintf(spec->generation, sizeof spec->generation, "%s", generation);
 }
 
-static void drop_zero_scales(gr_adapter_set *set) {
-    int kept = 0;
-    for (int i = 0; i < set->n; i++) {
-        if (set->scales[i] == 0.0f) {
-            gr_adapter_release((gr_adapter *)set->adapters[i]);
-        } else {
-            set->adapters[kept] = set->adapters[i];
-            set->scales[kept++] = set->scales[i];
-        }
+static int take_by_path(const graft *g, const graft_adapter_use *use, bool first, gr_job_spec *spec, graft_error *err) {
+    if (use->adapter->g != g) {
+        return bad(err, "adapters", "one was loaded for another instance");
     }
-    set->n = kept;
+    gr_adapter *a = use->adapter->farewell.adapter;
+    gr_adapter_set_add(&spec->adapters, a, use->scale);
+    if (first) {
+        note_generation(spec, a->generation);
+    }
+    return 0;
 }
 
-static int take_adapters(const graft *g, const graft_adapter_use *uses, size_t n, gr_job_spec *spec, graft_error *err) {
-    int rc = check_range("n_adapters", (double)n, 0, GR_MAX_USES, err);
-    if (rc || n == 0) {
+/* The job gets a lease of its own. */
+static int take_lease(const graft *g, const graft_adapter_use *use, bool first, gr_job_spec *spec, graft_error *err) {
+    if (use->lease->g != g) {
+        return bad(err, "adapters", "a lease is another instance's");
+    }
+    gr_lease *lease = gr_lease_copy(use->lease->lease);
+    if (!lease) {
+        return gr_fail_memory(err, sizeof *use->lease);
+    }
+    spec->leases[spec->n_leases++] = lease;
+    if (gr_lease_adapter(lease)) {
+        gr_adapter_set_add(&spec->adapters, gr_lease_adapter(lease), use->scale);
+    } else if (!spec->fallback.code) {
+        spec->fallback = *gr_lease_fallback(lease);
+    }
+    if (first) {
+        note_generation(spec, gr_lease_generation(lease));
+    }
+    return 0;
+}
+
+static int take_name(graft *g, const graft_adapter_use *use, gr_job_spec *spec, graft_error *err) {
+    gr_want want = {.scale = use->scale};
+    int rc = gr_api_resolve(g, use->project, use->name, want.project, want.adapter, err);
+    if (rc || use->scale == 0.0f) {
         return rc;
     }
-    if (!uses) {
+    if (!spec->wants) {
+        spec->wants = gr_zalloc(sizeof *spec->wants);
+        if (!spec->wants) {
+            return gr_fail_memory(err, sizeof *spec->wants);
+        }
+        spec->wants->loader = g->loader;
+    }
+    spec->wants->items[spec->wants->n++] = want;
+    return 0;
+}
+
+/* More different adapters by name than may be in memory together: waiting would not help. */
+static int check_count(const graft *g, const gr_wants *wants, graft_error *err) {
+    int different = 0;
+    for (int i = 0; wants && i < wants->n; i++) {
+        bool again = false;
+        for (int k = 0; k < i && !again; k++) {
+            again = strcmp(wants->items[k].project, wants->items[i].project) == 0 && strcmp(wants->items[k].adapter, wants->items[i].adapter) == 0;
+        }
+        different += !again;
+    }
+    return g->max_adapters == 0 || different <= g->max_adapters
+               ? 0
+               : gr_fail(err, GRAFT_E_BAD_REQUEST, "adapters: %d different ones by name, and at most %d may be in memory (max_adapters)",
+                         different, g->max_adapters);
+}
+
+static int take_adapters(graft *g, const graft_adapter_use *uses, size_t n, gr_job_spec *spec, graft_error *err) {
+    int rc = check_range("n_adapters", (double)n, 0, GR_MAX_USES, err);
+    if (!rc && n > 0 && !uses) {
         return bad(err, "adapters", "NULL, though n_adapters is not 0");
     }
-    for (size_t i = 0; i < n; i++) {
-        if (!uses[i].adapter || uses[i].adapter->g != g) {
-            return bad(err, "adapters", uses[i].adapter ? "one was loaded for another instance" : "one is NULL");
+    for (size_t i = 0; i < n && !rc; i++) {
+        const graft_adapter_use *use = &uses[i];
+        if ((use->adapter != NULL) + (use->lease != NULL) + (use->project != NULL || use->name != NULL) > 1) {
+            return bad(err, "adapters", "one of adapter, lease and a name is needed, not several");
         }
-        rc = check_range("adapters.scale", uses[i].scale, -MAX_SCALE, MAX_SCALE, err);
-        if (rc) {
-            return rc;
+        rc = check_range("adapters.scale", use->scale, -MAX_SCALE, MAX_SCALE, err);
+        if (!rc && use->adapter) {
+            rc = take_by_path(g, use, i == 0, spec, err);
+        } else if (!rc && use->lease) {
+            rc = take_lease(g, use, i == 0, spec, err);
+        } else if (!rc) {
+            rc = take_name(g, use, spec, err);
         }
-        add_use(&spec->adapters, uses[i].adapter->farewell.adapter, uses[i].scale);
     }
-    drop_zero_scales(&spec->adapters);
-    return 0;
+    gr_adapter_set_trim(&spec->adapters);
+    return rc ? rc : check_count(g, spec->wants, err);
+}
+
+/* How adapters by name are waited for. */
+static int take_patience(const graft *g, const graft_request *r, gr_job_spec *spec, graft_error *err) {
+    int rc = check_range("fallback", (double)r->fallback, GRAFT_FALLBACK_DEFAULT, GRAFT_FALLBACK_ERROR, err);
+    rc = rc ? rc : check_range("adapter_wait_ms", r->adapter_wait_ms, -1, GR_MAX_WAIT_MS, err);
+    if (!rc && spec->wants) {
+        spec->wants->fallback = r->fallback == GRAFT_FALLBACK_DEFAULT ? g->fallback : r->fallback;
+        spec->wants->wait_us = 1000 * (int64_t)(r->adapter_wait_ms < 0 ? g->adapter_wait_ms : r->adapter_wait_ms);
+    }
+    return rc;
 }
 
 /* ---- tokens -------------------------------------------------------------------------------------------- */
@@ -310,11 +362,12 @@ static int copy_sampling(const graft_request *r, gr_job_spec *spec, graft_error 
     return 0;
 }
 
-static int make_job(graft_job **out, const graft *g, const graft_request *r, graft_error *err) {
+static int make_job(graft_job **out, graft *g, const graft_request *r, graft_error *err) {
     gr_job_spec spec = {.kind = GR_JOB_GENERATE, .ignore_eos = r->ignore_eos, .on_text = r->on_text, .user = r->user};
     int rc = check_size(r->size, sizeof *r, err);
     rc = rc ? rc : check_numbers(r, err);
     rc = rc ? rc : take_adapters(g, r->adapters, r->n_adapters, &spec, err);
+    rc = rc ? rc : take_patience(g, r, &spec, err);
     rc = rc ? rc : copy_sampling(r, &spec, err);
     rc = rc ? rc : copy_stops(r, &spec, err);
     rc = rc ? rc : take_prompt(g, r, &spec, err);
@@ -407,10 +460,14 @@ static int take_scored_text(const graft *g, const graft_score_request *r, gr_job
     return rc ? rc : fill_empty(g, spec, err);
 }
 
-static int run_score(graft_job **out, const graft *g, const graft_score_request *r, graft_error *err) {
+static int run_score(graft_job **out, graft *g, const graft_score_request *r, graft_error *err) {
     gr_job_spec spec = {.kind = GR_JOB_SCORE, .max_tokens = 1, .on_logits = r->on_logits, .user = r->user};
     int rc = check_size(r->size, sizeof *r, err);
     rc = rc ? rc : take_adapters(g, r->adapters, r->n_adapters, &spec, err);
+    if (spec.wants) { /* a measurement of another model than the one that was asked for is worth nothing */
+        spec.wants->fallback = GRAFT_FALLBACK_ERROR;
+        spec.wants->wait_us = 1000 * (int64_t)g->adapter_wait_ms;
+    }
     rc = rc ? rc : take_scored_text(g, r, &spec, err);
     if (rc) {
         gr_job_spec_finish(&spec);

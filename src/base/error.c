@@ -64,10 +64,9 @@ int gr_fail_memory(graft_error *err, size_t bytes) {
     return gr_fail(err, GRAFT_E_OUT_OF_MEMORY, "could not allocate %zu bytes", bytes);
 }
 
-const char *gr_quote(char out[GR_QUOTE_SIZE], const char *text, size_t length) {
-    enum { SHOWN = 64 };
-    size_t n = length < SHOWN ? length : SHOWN;
-    size_t o = 0, i = 0;
+/* Up to the first character that ends at or after `n`. Returns where writing ended. */
+static char *quote(char *out, const char *text, size_t n, size_t length) {
+    size_t i = 0;
     while (i < n) {
         unsigned char c = (unsigned char)text[i];
         size_t width = c < 0x80 ? 1 : gr_utf8_char(text + i, length - i);
@@ -80,15 +79,37 @@ const char *gr_quote(char out[GR_QUOTE_SIZE], const char *text, size_t length) {
             printable = false;
         }
         if (printable) {
-            memcpy(out + o, text + i, width);
-            o += width;
+            memcpy(out, text + i, width);
+            out += width;
             i += width;
         } else {
-            o += (size_t)snprintf(out + o, 5, "\\x%02x", c);
+            out += snprintf(out, 5, "\\x%02x", c);
             i += 1;
         }
     }
-    memcpy(out + o, length > n ? "…" : "", length > n ? 4 : 1);
+    return out;
+}
+
+const char *gr_quote(char out[GR_QUOTE_SIZE], const char *text, size_t length) {
+    enum { SHOWN = 64 };
+    size_t n = length < SHOWN ? length : SHOWN;
+    char *end = quote(out, text, n, length);
+    memcpy(end, length > n ? "…" : "", length > n ? 4 : 1);
+    return out;
+}
+
+const char *gr_quote_path(char out[GR_QUOTE_PATH_SIZE], const char *path) {
+    size_t length = strlen(path);
+    size_t skip = length > GR_QUOTE_PATH_SHOWN ? length - GR_QUOTE_PATH_SHOWN : 0;
+    for (char *end = NULL; !end || end - out > GR_QUOTE_PATH_SHOWN + 8; skip += 8) {
+        while (skip && ((unsigned char)path[skip] & 0xc0) == 0x80) { /* not within a character */
+            skip++;
+        }
+        const char *dots = skip ? "…" : "";
+        memcpy(out, dots, strlen(dots));
+        end = quote(out + strlen(dots), path + skip, length - skip, length - skip);
+        *end = '\0';
+    }
     return out;
 }
 

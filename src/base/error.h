@@ -28,6 +28,12 @@ int gr_fail_memory(graft_error *err, size_t bytes);
 #define GR_QUOTE_SIZE 272
 const char *gr_quote(char out[GR_QUOTE_SIZE], const char *text, size_t length);
 
+/* The same for a path that a person has to find: of a long one the end is shown, after "…". Of 240 bytes all, of what has
+ * to be escaped less: so much that a reason still fits beside it. */
+#define GR_QUOTE_PATH_SHOWN 240
+#define GR_QUOTE_PATH_SIZE (4 * GR_QUOTE_PATH_SHOWN + 8)
+const char *gr_quote_path(char out[GR_QUOTE_PATH_SIZE], const char *path);
+
 /* Errors and warnings about one adapter, in the order found. Owned by whoever called gr_report_init. */
 typedef struct gr_reason {
     graft_log_level severity; /* GRAFT_LOG_ERROR or GRAFT_LOG_WARN */

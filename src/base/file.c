@@ -33,30 +33,48 @@ static void set_name(gr_file *f, const char *path) {
     snprintf(f->name, sizeof f->name, "%.250s", gr_quote(quoted, last, strlen(last)));
 }
 
+int gr_open_code(int why) {
+    switch (why) {
+    case ENOENT:
+    case ENOTDIR: return GRAFT_E_ADAPTER_FILE_MISSING;
+    /* A socket or a device without a driver cannot be opened at all. */
+    case ENXIO:
+    case ENODEV:
+    case EOPNOTSUPP: return GRAFT_E_NOT_REGULAR_FILE;
+    /* These say nothing about the file: the next try may succeed. */
+    case EIO:
+    case EMFILE:
+    case ENFILE:
+    case EAGAIN: return GRAFT_E_IO_ERROR;
+    case ENOMEM: return GRAFT_E_OUT_OF_MEMORY;
+    default: return GRAFT_E_NOT_READABLE;
+    }
+}
+
 int gr_file_open(gr_file *out, int dir_fd, const char *path, graft_error *err) {
     gr_file f = {.fd = -1};
+    char whole[GR_QUOTE_PATH_SIZE];
     set_name(&f, path);
+    /* Below a folder the caller knows where; else a person needs all of it. */
+    const char *shown = dir_fd == AT_FDCWD ? gr_quote_path(whole, path) : f.name;
     /* O_NONBLOCK: opening a FIFO would otherwise wait for a writer. */
     do {
         f.fd = openat(dir_fd, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     } while (f.fd < 0 && errno == EINTR);
     if (f.fd < 0) {
-        if (errno == ENOENT || errno == ENOTDIR) {
-            return gr_fail(err, GRAFT_E_ADAPTER_FILE_MISSING, "%s: does not exist", f.name);
-        }
-        /* A socket or a device without a driver cannot be opened at all. */
-        int code = errno == ENXIO || errno == ENODEV || errno == EOPNOTSUPP ? GRAFT_E_NOT_REGULAR_FILE : GRAFT_E_NOT_READABLE;
-        return gr_fail(err, code, "%s: cannot be opened: %s", f.name, strerror(errno));
+        int why = errno, code = gr_open_code(why);
+        return code == GRAFT_E_ADAPTER_FILE_MISSING ? gr_fail(err, code, "%s: does not exist", shown)
+                                                    : gr_fail(err, code, "%s: cannot be opened: %s", shown, strerror(why));
     }
     struct stat st;
     if (fstat(f.fd, &st) != 0) {
         int saved = errno;
         close(f.fd);
-        return gr_fail(err, GRAFT_E_IO_ERROR, "%s: cannot be examined: %s", f.name, strerror(saved));
+        return gr_fail(err, GRAFT_E_IO_ERROR, "%s: cannot be examined: %s", shown, strerror(saved));
     }
     if (!S_ISREG(st.st_mode)) {
         close(f.fd);
-        return gr_fail(err, GRAFT_E_NOT_REGULAR_FILE, "%s: is %s, a regular file is needed", f.name,
+        return gr_fail(err, GRAFT_E_NOT_REGULAR_FILE, "%s: is %s, a regular file is needed", shown,
                        S_ISDIR(st.st_mode) ? "a folder" : S_ISFIFO(st.st_mode) ? "a FIFO" : "a device or socket");
     }
     f.size = (uint64_t)st.st_size;

@@ -20,8 +20,15 @@ typedef struct gr_file {
 } gr_file;
 
 /*
+ * What an errno of open or stat means: ADAPTER_FILE_MISSING, NOT_REGULAR_FILE, NOT_READABLE; IO_ERROR (also when
+ * descriptors have run out) or OUT_OF_MEMORY for what may pass and says nothing about the file.
+ */
+int gr_open_code(int why);
+
+/*
  * Opens `path` below the folder `dir_fd` (AT_FDCWD for none) for reading, without waiting on FIFOs or devices.
- * Errors: ADAPTER_FILE_MISSING, NOT_READABLE (with errno's text), NOT_REGULAR_FILE, IO_ERROR.
+ * Errors: as gr_open_code, with errno's text. Without a folder the message begins with all of `path` (gr_quote_path), else
+ * with its last part.
  */
 int gr_file_open(gr_file *out, int dir_fd, const char *path, graft_error *err);
 /* Harmless on a file with fd -1. */

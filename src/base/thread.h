@@ -14,10 +14,13 @@
 
 /* In locking order. */
 enum gr_rank {
+    GR_RANK_API = 5,           /* src/: the current project, prefetches, the process-wide instance */
     GR_RANK_REGISTRY = 10,     /* src/registry: its table in memory */
     GR_RANK_ENGINE_QUEUE = 20, /* src/engine: requests waiting, wake-up of the decode thread */
     GR_RANK_LOADER = 30,       /* src/loader: names, versions, leases, budget */
     GR_RANK_JOB = 40,          /* src/engine: one job's end */
+    GR_RANK_PROBE = 45,        /* src/engine: the base's logits for the probe */
+    GR_RANK_HASH = 50,         /* src/model: what is still to be hashed of a file */
     GR_RANK_LOG = 60
 };
 

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #define SELFTEST_SEQUENCES 4
+#define PROBE_CELLS 256 /* libllama rounds up to that anyway */
 #define LOGITS_BYTES ((size_t)16 << 20) /* of one step, about: bounds how much of a text is scored at once */
 #define MIN_OUTPUTS 16
 
@@ -52,17 +53,19 @@ static int max_outputs(const gr_base_model *base, const gr_decoder_options *o) {
     size_t fit = LOGITS_BYTES / (sizeof(float) * (size_t)base->n_vocab);
     int n = fit > (size_t)o->batch ? o->batch : (int)fit;
     n = n < MIN_OUTPUTS ? MIN_OUTPUTS : n;
-    return n < o->slots ? o->slots : n;
+    int sequences = o->slots + o->probe_slot;
+    return n < sequences ? sequences : n;
 }
 
 static struct llama_context_params context_params(const gr_decoder *d, const gr_decoder_options *o) {
     struct llama_context_params p = llama_context_default_params();
     bool exact = o->kv_type == GRAFT_KV_F32;
-    p.n_ctx = (uint32_t)(o->slots * o->context);
+    p.n_ctx = (uint32_t)(o->slots * o->context + (o->probe_slot ? PROBE_CELLS : 0));
     /* One decode must be one graph over the rows in batch order, or the row plan would not fit it. */
     p.n_batch = p.n_ubatch = (uint32_t)o->batch;
     p.kv_unified = true;
-    p.n_seq_max = (uint32_t)(o->slots > SELFTEST_SEQUENCES ? o->slots : SELFTEST_SEQUENCES);
+    int sequences = o->slots + o->probe_slot;
+    p.n_seq_max = (uint32_t)(sequences > SELFTEST_SEQUENCES ? sequences : SELFTEST_SEQUENCES);
     /* The default, n_batch, would reserve n_batch * n_vocab floats. */
     p.n_outputs_max = (uint32_t)d->max_outputs;
     p.n_threads = p.n_threads_batch = o->threads;
@@ -430,6 +433,10 @@ void gr_decoder_forget_adapter(gr_decoder *d, const gr_adapter *a) {
 
 int gr_decoder_max_outputs(const gr_decoder *d) {
     return d->max_outputs;
+}
+
+uint64_t gr_decoder_twin_bytes(const gr_decoder *d) {
+    return gr_grouped_bytes(d->grouped);
 }
 
 uint64_t gr_decoder_context_bytes(const gr_decoder *d) {

@@ -15,12 +15,13 @@ typedef struct gr_decoder gr_decoder;
 typedef struct gr_decoder_options {
     int slots, context, batch, threads; /* all resolved: no zeros */
     graft_kv_type kv_type;
+    bool probe_slot; /* one more sequence, of few tokens */
     const gr_log *log;
 } gr_decoder_options;
 
 /* Consecutive tokens of one sequence. At most one span per sequence and step. */
 typedef struct gr_span {
-    int seq;                  /* 0 to slots-1 */
+    int seq;                  /* 0 to slots-1; slots: the probe's */
     llama_pos start;          /* position of the first token */
     const llama_token *tokens;
     int n;
@@ -63,6 +64,8 @@ void gr_decoder_forget_adapter(gr_decoder *d, const gr_adapter *a);
 /* Rows with logits that one step may have; at least the number of slots. */
 int gr_decoder_max_outputs(const gr_decoder *d);
 uint64_t gr_decoder_context_bytes(const gr_decoder *d);
+/* Of libllama's twins of adapters. Any thread. */
+uint64_t gr_decoder_twin_bytes(const gr_decoder *d);
 const char *gr_decoder_kernels(const gr_decoder *d);
 gr_decoder_stats gr_decoder_get_stats(const gr_decoder *d);
 

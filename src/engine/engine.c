@@ -11,8 +11,16 @@
 #include <stdio.h>
 #include <string.h>
 
+#define HEAD_PATIENCE_US 500000 /* how long others may overtake a request for whose adapter there is no room */
+#define STUCK_US 20000          /* how long there is no room while nobody runs, before others give back what they hold */
+#define AHEAD 4                 /* requests beyond the slots that may hold or await the same adapters */
+#define MOST_AHEAD 256          /* requests in the queue that may hold or await adapters at all */
+#define LOOK_AHEAD 1024         /* how far into the queue is looked for them */
+#define NAP_US 20000            /* sleep while requests wait for adapters: a cancel rings no bell */
+
 struct gr_engine {
     gr_engine_options options;
+    int n_slots;            /* with the probe slot, if there is one: the last */
     gr_base_model *base;
     gr_vocab vocab;
     gr_decoder *decoder;
@@ -36,8 +44,12 @@ struct gr_engine {
     gr_cond ready;          /* `opened` */
     graft_job *first, *last; /* waiting for a slot, oldest first */
     size_t n_waiting;
+    bool news;              /* something came since the decode thread looked */
+    int64_t step_began;     /* gr_now_us; 0 = idle */
+    size_t n_running;       /* jobs in slots, as of the last look */
     gr_farewell *farewells; /* new ones */
     bool stop;
+    bool ended;             /* the decode thread takes no more farewells */
     bool ever_grouped;      /* libllama may have twins of adapters */
     bool opened;            /* the self-test is over */
     int open_status;
@@ -98,6 +110,21 @@ static void open_on_thread(gr_engine *e) {
 
 /* ---- ends ---------------------------------------------------------------------------------------------- */
 
+static void say_gone(gr_engine *e, gr_farewell *f) {
+    gr_mutex_lock(&e->mutex);
+    f->gone = true;
+    gr_cond_broadcast(&e->ready);
+    gr_mutex_unlock(&e->mutex);
+}
+
+static void end_farewell(gr_farewell *f) {
+    if (f->done) {
+        f->done(f);
+    } else {
+        gr_free(f);
+    }
+}
+
 /* Frees the adapters that nobody else holds any more. */
 static void see_off(gr_engine *e, bool all) {
     gr_farewell **at = &e->leaving;
@@ -110,19 +137,36 @@ static void see_off(gr_engine *e, bool all) {
         *at = f->next;
         gr_decoder_forget_adapter(e->decoder, f->adapter);
         gr_adapter_release(f->adapter);
-        gr_free(f);
+        if (f->awaited) {
+            say_gone(e, f);
+        } else {
+            end_farewell(f);
+        }
     }
+}
+
+static void log_end(const gr_engine *e, const graft_job *job, const gr_ending *ending) {
+    const graft_result *r = &job->result;
+    graft_log_entry about = {.level = job->spec.probe ? GRAFT_LOG_DEBUG : GRAFT_LOG_INFO, .request = job->id, .generation = r->generation,
+                             .code = ending->error.code ? ending->error.code : r->fallback.code};
+    if (job->supply) {
+        about.project = gr_supply_want(job->supply, 0)->project;
+        about.adapter = gr_supply_want(job->supply, 0)->adapter;
+    }
+    gr_log_about(e->options.log, &about, "%s %llu ended: %s, %d + %d tokens", job->spec.probe ? "probe" : "request", (unsigned long long)job->id,
+                 graft_finish_name(ending->finish), r->prompt_tokens, r->completion_tokens);
 }
 
 /* Adapters first: who waits for the job may then see their memory gone. */
 static void finish_job(gr_engine *e, graft_job *job, const gr_ending *ending) {
+    log_end(e, job, ending);
     gr_job_conclude(job, ending);
     see_off(e, false);
     gr_job_announce(job);
 }
 
 static void retire(gr_engine *e) {
-    for (int i = 0; i < e->options.slots; i++) {
+    for (int i = 0; i < e->n_slots; i++) {
         gr_sequence *s = &e->slots[i];
         if (s->job && s->ended) {
             gr_decoder_forget_sequence(e->decoder, s->slot);
@@ -135,7 +179,7 @@ static void retire(gr_engine *e) {
 }
 
 static void cancel_active(gr_engine *e) {
-    for (int i = 0; i < e->options.slots; i++) {
+    for (int i = 0; i < e->n_slots; i++) {
         gr_sequence *s = &e->slots[i];
         if (s->job && atomic_load(&s->job->cancelled)) {
             gr_sequence_cancel(s);
@@ -146,17 +190,22 @@ static void cancel_active(gr_engine *e) {
 
 /* ---- the queue ----------------------------------------------------------------------------------------- */
 
-/* Takes the cancelled jobs out of the queue, as a list. Under the mutex. */
-static graft_job *take_cancelled(gr_engine *e) {
-    graft_job *taken = NULL, **at = &e->first;
+/* What to do with a job of the queue. */
+typedef bool queue_test(const gr_engine *e, const graft_job *job);
+
+/* Takes the jobs that pass the test out of the queue, at most `most`, as a list in their order. Under the mutex. */
+static graft_job *take(gr_engine *e, queue_test *test, int most) {
+    graft_job *taken = NULL, **end = &taken, **at = &e->first;
     e->last = NULL;
     while (*at) {
         graft_job *job = *at;
-        if (atomic_load(&job->cancelled)) {
+        if (most > 0 && test(e, job)) {
             *at = job->next;
-            job->next = taken;
-            taken = job;
+            job->next = NULL;
+            *end = job;
+            end = &job->next;
             e->n_waiting--;
+            most--;
         } else {
             e->last = job;
             at = &job->next;
@@ -165,18 +214,157 @@ static graft_job *take_cancelled(gr_engine *e) {
     return taken;
 }
 
-/* Moves waiting jobs into free slots. Under the mutex. */
+static bool is_cancelled(const gr_engine *e, const graft_job *job) {
+    (void)e;
+    return atomic_load(&job->cancelled);
+}
+
+static bool has_no_adapters(const gr_engine *e, const graft_job *job) {
+    (void)e;
+    return job->supply && gr_supply_ready(job->supply) && gr_supply_error(job->supply)->code;
+}
+
+static bool may_run(const graft_job *job) {
+    return !job->supply || (gr_supply_ready(job->supply) && !gr_supply_error(job->supply)->code);
+}
+
+static bool is_for_slots(const gr_engine *e, const graft_job *job) {
+    return may_run(job) && !(job->spec.probe && e->options.probe_slot);
+}
+
+static bool is_for_probing(const gr_engine *e, const graft_job *job) {
+    return may_run(job) && job->spec.probe && e->options.probe_slot;
+}
+
+/* Moves jobs that can run into free slots. Under the mutex. */
 static void admit(gr_engine *e) {
-    for (int i = 0; i < e->options.slots && e->first; i++) {
-        if (!e->slots[i].job) {
-            graft_job *job = e->first;
-            e->first = job->next;
-            e->last = e->first ? e->last : NULL;
-            e->n_waiting--;
-            gr_sequence_start(&e->slots[i], job, ++e->admitted);
+    int free_slots = 0;
+    for (int i = 0; i < e->options.slots; i++) {
+        free_slots += !e->slots[i].job;
+    }
+    graft_job *jobs = take(e, is_for_slots, free_slots);
+    for (int i = 0; i < e->n_slots; i++) {
+        gr_sequence *s = &e->slots[i];
+        graft_job *job = NULL;
+        if (s->job) {
+            continue;
+        }
+        if (i < e->options.slots) {
+            job = jobs;
+            jobs = job ? job->next : NULL;
+        } else {
+            job = take(e, is_for_probing, 1);
+        }
+        if (job) {
+            if (job->supply) {
+                gr_job_equip(job);
+            }
+            gr_sequence_start(s, job, ++e->admitted);
             e->n_active++;
         }
     }
+}
+
+static bool awaits_adapters(const graft_job *job) {
+    return job->supply && gr_supply_asked(job->supply) && !gr_supply_ready(job->supply);
+}
+
+/* How those who wait for adapters stand. */
+typedef struct queue_state {
+    bool patient; /* nobody has waited for room for long */
+    bool stuck;   /* nobody runs, and all the same there is no room */
+} queue_state;
+
+/* Waiting for a load to end is no reason to keep others back; waiting for room is, since it is they who take it. Under the mutex. */
+static queue_state look_at_queue(const gr_engine *e) {
+    const graft_job *job = e->first;
+    while (job && !awaits_adapters(job)) {
+        job = job->next;
+    }
+    int64_t starved = job ? gr_supply_starved_us(job->supply) : 0;
+    return (queue_state){.patient = starved < HEAD_PATIENCE_US, .stuck = e->n_active == 0 && starved >= STUCK_US};
+}
+
+/*
+ * Requests for several adapters may each hold one that another needs, and would wait until their time is up. So all but the first
+ * of those who wait are to give back what they have. As a list by next_ask. Under the mutex.
+ */
+static graft_job *choose_yielding(gr_engine *e) {
+    graft_job *list = NULL;
+    bool first = true;
+    for (graft_job *job = e->first; job; job = job->next) {
+        if (awaits_adapters(job)) {
+            if (!first && gr_supply_holds(job->supply)) {
+                job->next_ask = list;
+                list = job;
+            }
+            first = false;
+        }
+    }
+    return list;
+}
+
+/* Jobs of the queue that have or await their adapters, by what they want. */
+typedef struct ahead_list {
+    struct ahead {
+        uint64_t key;
+        int jobs;
+    } of[MOST_AHEAD];
+    int n, jobs;
+} ahead_list;
+
+/* The place of a key, made if need be; NULL if there are too many. */
+static struct ahead *find_ahead(ahead_list *list, uint64_t key) {
+    for (int i = 0; i < list->n; i++) {
+        if (list->of[i].key == key) {
+            return &list->of[i];
+        }
+    }
+    if (list->n == MOST_AHEAD) {
+        return NULL;
+    }
+    list->of[list->n] = (struct ahead){key, 0};
+    return &list->of[list->n++];
+}
+
+static void count_ahead(const gr_engine *e, ahead_list *list) {
+    for (const graft_job *job = e->first; job && list->jobs < MOST_AHEAD; job = job->next) {
+        struct ahead *a = job->supply && gr_supply_asked(job->supply) ? find_ahead(list, gr_supply_key(job->supply)) : NULL;
+        if (a) {
+            a->jobs++;
+            list->jobs++;
+        }
+    }
+}
+
+/*
+ * The jobs whose adapters are to be asked for now, in the queue's order, marked and linked by next_ask. Under the mutex.
+ * Not for all at once: what waits in the queue would keep adapters in memory that nobody uses yet. So a few of each kind, and not
+ * too many kinds. And not while somebody has lacked room for long: the adapters in use must come to an end. Who gave way asks
+ * again when nobody before it waits.
+ */
+static graft_job *choose_asking(gr_engine *e, int64_t now) {
+    graft_job *list = NULL, **end = &list;
+    ahead_list ahead = {.n = 0};
+    bool somebody = false;
+    int looked_at = 0;
+    count_ahead(e, &ahead);
+    for (graft_job *job = e->first; job && ahead.jobs < MOST_AHEAD && looked_at < LOOK_AHEAD; job = job->next) {
+        if (job->supply && !gr_supply_asked(job->supply) && !(somebody && gr_supply_gave_way(job->supply))) {
+            struct ahead *a = find_ahead(&ahead, gr_supply_key(job->supply));
+            looked_at++;
+            if (a && a->jobs < e->options.slots + AHEAD) {
+                gr_supply_mark(job->supply, now);
+                job->next_ask = NULL;
+                *end = job;
+                end = &job->next_ask;
+                a->jobs++;
+                ahead.jobs++;
+            }
+        }
+        somebody = somebody || awaits_adapters(job);
+    }
+    return list;
 }
 
 static void take_farewells(gr_engine *e) {
@@ -188,29 +376,72 @@ static void take_farewells(gr_engine *e) {
     }
 }
 
-/* Sleeps until there is something to do, then brings in what came. False when the engine is to stop. */
+/* Sleeps until there is something to do. Under the mutex. */
+static void sleep_idle(gr_engine *e) {
+    e->step_began = 0;
+    while (!e->stop && e->n_active == 0 && !e->news) {
+        if (!e->first) {
+            gr_cond_wait(&e->wake, &e->mutex);
+        } else if (!gr_cond_wait_until(&e->wake, &e->mutex, gr_now_us() + NAP_US)) {
+            break;
+        }
+    }
+    e->news = false;
+    e->step_began = gr_now_us();
+}
+
+static void finish_list(gr_engine *e, graft_job *jobs, const gr_ending *ending) {
+    while (jobs) {
+        graft_job *job = jobs;
+        jobs = job->next;
+        gr_ending own = *ending;
+        if (own.error.code == 0) {
+            own.error = *gr_supply_error(job->supply);
+        }
+        finish_job(e, job, &own);
+    }
+}
+
+/* Who asks for adapters, and who gives some back. The mutex is held, but not throughout: only this thread takes jobs out of the
+ * queue. */
+static void deal_out(gr_engine *e, bool go_on) {
+    int64_t now = gr_now_us();
+    queue_state w = look_at_queue(e);
+    graft_job *yielding = w.patient && !w.stuck ? NULL : choose_yielding(e);
+    graft_job *asking = go_on && w.patient ? choose_asking(e, now) : NULL;
+    gr_mutex_unlock(&e->mutex);
+    for (; yielding; yielding = yielding->next_ask) {
+        gr_supply_yield(yielding->supply);
+    }
+    while (asking) {
+        graft_job *next = asking->next_ask;
+        gr_supply_ask(asking->supply); /* adapters in memory arrive before this returns */
+        asking = next;
+    }
+    gr_mutex_lock(&e->mutex);
+}
+
+/* Waits for something to do, then brings in what came. False when the engine is to stop. */
 static bool collect(gr_engine *e) {
     gr_mutex_lock(&e->mutex);
-    while (!e->stop && !e->first && e->n_active == 0 && !e->farewells) {
-        gr_cond_wait(&e->wake, &e->mutex);
-    }
+    sleep_idle(e);
     bool go_on = !e->stop;
     take_farewells(e);
-    graft_job *cancelled = take_cancelled(e);
+    graft_job *cancelled = take(e, is_cancelled, GR_MAX_QUEUE);
+    deal_out(e, go_on);
+    graft_job *failed = take(e, has_no_adapters, GR_MAX_QUEUE);
     if (go_on) {
         admit(e);
     }
+    e->n_running = (size_t)e->n_active;
     e->rows = e->apply == GRAFT_APPLY_ROWS;
     e->ever_grouped |= !e->rows && e->n_active > 0;
     gr_mutex_unlock(&e->mutex);
 
     gr_ending ending = {GRAFT_FINISH_CANCELLED, {0}};
     gr_fail(&ending.error, GRAFT_E_CANCELLED, "the request was cancelled before it began");
-    while (cancelled) {
-        graft_job *job = cancelled;
-        cancelled = job->next;
-        finish_job(e, job, &ending);
-    }
+    finish_list(e, cancelled, &ending);
+    finish_list(e, failed, &(gr_ending){GRAFT_FINISH_ERROR, {0}});
     see_off(e, false);
     return go_on;
 }
@@ -226,7 +457,7 @@ static bool collect(gr_engine *e) {
  */
 static void clear_cache(gr_engine *e) {
     gr_decoder_clear(e->decoder);
-    for (int i = 0; i < e->options.slots; i++) {
+    for (int i = 0; i < e->n_slots; i++) {
         e->slots[i].n_past = 0;
     }
 }
@@ -234,7 +465,7 @@ static void clear_cache(gr_engine *e) {
 /* The next suspect, oldest first, gets the cache for itself. */
 static void isolate_suspect(gr_engine *e) {
     gr_sequence *oldest = NULL;
-    for (int i = 0; i < e->options.slots; i++) {
+    for (int i = 0; i < e->n_slots; i++) {
         gr_sequence *s = &e->slots[i];
         if (s->job && s->suspect && (!oldest || s->age < oldest->age)) {
             oldest = s;
@@ -267,7 +498,7 @@ static int choose(gr_engine *e, gr_sequence **of) {
     if (!e->alone) {
         isolate_suspect(e);
     }
-    for (int i = 0; i < e->options.slots; i++) {
+    for (int i = 0; i < e->n_slots; i++) {
         gr_sequence *s = &e->slots[i];
         if (s->job && (!e->alone || e->alone == s)) {
             of[n++] = s;
@@ -362,23 +593,20 @@ static void step(gr_engine *e) {
 static void end_all(gr_engine *e) {
     gr_ending ending = {GRAFT_FINISH_ERROR, {0}};
     gr_fail(&ending.error, GRAFT_E_SHUTTING_DOWN, "the instance was closed before the request ended");
-    for (int i = 0; i < e->options.slots; i++) {
+    for (int i = 0; i < e->n_slots; i++) {
         if (e->slots[i].job) {
             gr_sequence_end(&e->slots[i], GRAFT_FINISH_ERROR, &ending.error);
         }
     }
     retire(e);
     gr_mutex_lock(&e->mutex);
-    graft_job *job = e->first;
+    graft_job *jobs = e->first;
     e->first = e->last = NULL;
     e->n_waiting = 0;
     take_farewells(e);
+    e->ended = true;
     gr_mutex_unlock(&e->mutex);
-    while (job) {
-        graft_job *next = job->next;
-        finish_job(e, job, &ending);
-        job = next;
-    }
+    finish_list(e, jobs, &ending);
     see_off(e, true);
 }
 
@@ -418,17 +646,17 @@ static int make_parts(gr_engine *e, graft_error *err) {
         return rc;
     }
     e->draw.scratch = gr_calloc((size_t)e->vocab.n_tokens, sizeof *e->draw.scratch);
-    e->spans = gr_calloc((size_t)e->options.slots, sizeof *e->spans);
-    e->tokens = gr_calloc((size_t)e->options.slots * (size_t)e->options.context, sizeof *e->tokens);
+    e->spans = gr_calloc((size_t)e->n_slots, sizeof *e->spans);
+    e->tokens = gr_calloc((size_t)e->n_slots * (size_t)e->options.context, sizeof *e->tokens);
     if (!e->draw.scratch || !e->spans || !e->tokens) {
         return gr_fail_memory(err, (size_t)e->vocab.n_tokens * sizeof *e->draw.scratch);
     }
-    for (int i = 0; i < e->options.slots; i++) {
+    for (int i = 0; i < e->n_slots; i++) {
         e->slots[i].slot = i;
         e->slots[i].tokens = e->tokens + (size_t)i * (size_t)e->options.context;
     }
     const gr_engine_options *o = &e->options;
-    gr_decoder_options decoder = {o->slots, o->context, o->batch, o->threads, o->kv_type, o->log};
+    gr_decoder_options decoder = {o->slots, o->context, o->batch, o->threads, o->kv_type, e->n_slots > o->slots, o->log};
     return gr_decoder_create(&e->decoder, e->base, &decoder, err);
 }
 
@@ -452,6 +680,8 @@ int gr_engine_create(gr_engine **out, gr_base_model *base, const gr_engine_optio
         return gr_fail_memory(err, sizeof *e);
     }
     e->options = *options;
+    e->options.probe_slot = options->probe_slot && options->slots < GR_MAX_SLOTS;
+    e->n_slots = options->slots + e->options.probe_slot;
     e->base = base;
     gr_mutex_init(&e->mutex, GR_RANK_ENGINE_QUEUE);
     gr_cond_init(&e->wake);
@@ -471,17 +701,22 @@ int gr_engine_create(gr_engine **out, gr_base_model *base, const gr_engine_optio
     return 0;
 }
 
-void gr_engine_free(gr_engine *e) {
-    if (!e) {
-        return;
-    }
+void gr_engine_stop(gr_engine *e) {
     if (e->started) {
         gr_mutex_lock(&e->mutex);
         e->stop = true;
         gr_cond_signal(&e->wake);
         gr_mutex_unlock(&e->mutex);
-        pthread_join(e->thread, NULL);
+        gr_thread_join(e->thread);
+        e->started = false;
     }
+}
+
+void gr_engine_free(gr_engine *e) {
+    if (!e) {
+        return;
+    }
+    gr_engine_stop(e);
     gr_decoder_free(e->decoder);
     gr_free(e->spans);
     gr_free(e->tokens);
@@ -515,13 +750,14 @@ int gr_engine_submit(gr_engine *e, graft_job *const *jobs, size_t n, graft_error
     gr_mutex_lock(&e->mutex);
     if (e->stop) {
         rc = gr_fail(err, GRAFT_E_SHUTTING_DOWN, "the instance is closing");
-    } else if (n > GR_MAX_QUEUE - e->n_waiting) {
+    } else if (!jobs[0]->spec.probe && e->n_waiting + n > GR_MAX_QUEUE) { /* a load must not fail for a full queue */
         rc = gr_fail(err, GRAFT_E_OUT_OF_MEMORY, "the queue is full: %zu requests wait, at most %d may", e->n_waiting,
                      GR_MAX_QUEUE);
     } else {
         for (size_t i = 0; i < n; i++) {
             append(e, jobs[i], now);
         }
+        e->news = true;
         gr_cond_signal(&e->wake);
     }
     gr_mutex_unlock(&e->mutex);
@@ -535,13 +771,37 @@ void gr_engine_forget(gr_engine *e, gr_farewell *f) {
     if (!now) {
         f->next = e->farewells;
         e->farewells = f;
+        e->news = true;
         gr_cond_signal(&e->wake);
     }
     gr_mutex_unlock(&e->mutex);
     if (now) {
         gr_adapter_release(f->adapter);
-        gr_free(f);
+        end_farewell(f);
     }
+}
+
+void gr_engine_drop(gr_engine *e, gr_adapter *adapter) {
+    gr_farewell f = {.adapter = adapter, .awaited = true};
+    gr_mutex_lock(&e->mutex);
+    bool twins = e->ever_grouped, ended = e->ended;
+    if (twins && !ended) {
+        f.next = e->farewells;
+        e->farewells = &f;
+        e->news = true;
+        gr_cond_signal(&e->wake);
+        while (!f.gone) {
+            gr_cond_wait(&e->ready, &e->mutex);
+        }
+    }
+    gr_mutex_unlock(&e->mutex);
+    if (f.gone) {
+        return;
+    }
+    if (twins) { /* the decode thread is no more, and who closes the instance is the only one here */
+        gr_decoder_forget_adapter(e->decoder, adapter);
+    }
+    gr_adapter_release(adapter);
 }
 
 int gr_engine_set_apply(gr_engine *e, graft_apply apply, graft_error *err) {
@@ -576,6 +836,37 @@ const char *gr_engine_apply_reason(const gr_engine *e) {
     const char *reason = e->reason;
     gr_mutex_unlock(mutex_of(e));
     return reason;
+}
+
+uint64_t gr_engine_twin_bytes(const gr_engine *e) {
+    return gr_decoder_twin_bytes(e->decoder);
+}
+
+int64_t gr_engine_stalled_us(const gr_engine *e) {
+    gr_mutex_lock(mutex_of(e));
+    int64_t began = e->step_began;
+    gr_mutex_unlock(mutex_of(e));
+    return began ? gr_now_us() - began : 0;
+}
+
+bool gr_engine_rows_work(const gr_engine *e) {
+    gr_mutex_lock(mutex_of(e));
+    bool work = e->rows_work;
+    gr_mutex_unlock(mutex_of(e));
+    return work;
+}
+
+void gr_engine_load(const gr_engine *e, size_t *waiting, size_t *active) {
+    gr_mutex_lock(mutex_of(e));
+    *waiting = e->n_waiting;
+    *active = e->n_running;
+    gr_mutex_unlock(mutex_of(e));
+}
+
+void gr_engine_bell(gr_engine *e, gr_mutex **mutex, gr_cond **bell, bool **news) {
+    *mutex = &e->mutex;
+    *bell = &e->wake;
+    *news = &e->news;
 }
 
 void gr_engine_stats(const gr_engine *e, graft_stats *out) {

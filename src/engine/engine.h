@@ -8,6 +8,7 @@
 #include "base/buffer.h"
 #include "base/log.h"
 #include "base/thread.h"
+#include "engine/supply.h"
 #include "engine/vocab.h"
 #include "lora/row_plan.h"
 #include "model/base_model.h"
@@ -16,6 +17,7 @@ typedef struct gr_engine gr_engine;
 
 typedef struct gr_engine_options {
     int slots, context, batch, threads; /* all resolved: no zeros; slots <= GR_MAX_SLOTS, batch >= 16 */
+    bool probe_slot; /* a further slot for GR_PROBE jobs, so that loading does not wait for answers to end */
     graft_kv_type kv_type;
     graft_apply apply;
     bool self_test;
@@ -28,7 +30,9 @@ typedef struct gr_engine_options {
  * SELF_TEST_FAILED (apply = ROWS). *out: gr_engine_free.
  */
 int gr_engine_create(gr_engine **out, gr_base_model *base, const gr_engine_options *options, graft_error *err);
-/* Ends every job with SHUTTING_DOWN, joins the thread, frees. Jobs may be waited for and freed afterwards. */
+/* Ends every job with SHUTTING_DOWN and joins the thread. A loader that jobs have adapters from must have been stopped. */
+void gr_engine_stop(gr_engine *e);
+/* Stops and frees. Jobs may be waited for and freed afterwards. */
 void gr_engine_free(gr_engine *e);
 
 /* What a job does with the logits. */
@@ -37,7 +41,13 @@ typedef enum gr_job_kind { GR_JOB_GENERATE, GR_JOB_SCORE } gr_job_kind;
 /* A request, complete and owned: everything is checked and copied before it reaches the engine. */
 typedef struct gr_job_spec {
     gr_job_kind kind;
+    bool probe;               /* at most GR_PROBE_TOKENS tokens; goes into the probe slot */
     gr_adapter_set adapters;  /* each with a reference that the job owns */
+    gr_wants *wants;          /* adapters by name; owned, or NULL. With `adapters` at most GR_MAX_USES */
+    gr_lease *leases[GR_MAX_USES]; /* owned; their adapters are in `adapters` */
+    int n_leases;
+    char generation[65];      /* of the first adapter, if it is none of `wants` */
+    graft_error fallback;     /* a lease that is the base: why */
     llama_token *tokens;      /* owned; all within the vocabulary */
     int n_tokens;             /* 1 to context (SCORE) or context - 1 */
     int max_tokens;           /* > 0; the context's end also ends it */
@@ -77,6 +87,9 @@ const gr_vocab *gr_engine_vocab(const gr_engine *e);
 typedef struct gr_farewell {
     gr_adapter *adapter; /* the reference goes with it */
     struct gr_farewell *next;
+    bool awaited;        /* not from gr_alloc: somebody waits for `gone` and owns it */
+    bool gone;           /* under the engine's mutex */
+    void (*done)(struct gr_farewell *f); /* the adapter is freed: called without a lock, on any thread, to free `f`; NULL: gr_free */
 } gr_farewell;
 
 /*
@@ -85,5 +98,21 @@ typedef struct gr_farewell {
  * libllama's twin of it (see grouped.h) and frees both when the last request that uses it has ended.
  */
 void gr_engine_forget(gr_engine *e, gr_farewell *f);
+/* The same for an adapter without a handle, and its memory is free when this returns. Takes over the reference. Not on the decode
+ * thread; no job may be using the adapter. */
+void gr_engine_drop(gr_engine *e, gr_adapter *adapter);
+
+/* Bytes of libllama's copies of adapters (grouped). */
+uint64_t gr_engine_twin_bytes(const gr_engine *e);
+/* Microseconds since the decode thread last finished a step or found nothing to do; 0 while it is idle. */
+int64_t gr_engine_stalled_us(const gr_engine *e);
+/* Whether adapters can be applied by rows, as far as is known. */
+bool gr_engine_rows_work(const gr_engine *e);
+/* Requests that wait for a slot, and those in slots. */
+void gr_engine_load(const gr_engine *e, size_t *waiting, size_t *active);
+/* What jobs' supplies ring. Borrowed. */
+void gr_engine_bell(gr_engine *e, gr_mutex **mutex, gr_cond **bell, bool **news);
+
+#define GR_PROBE_TOKENS 16
 
 #endif

@@ -5,6 +5,7 @@
 #include "base/memory.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 static void release_adapters(gr_adapter_set *set) {
@@ -14,8 +15,49 @@ static void release_adapters(gr_adapter_set *set) {
     set->n = 0;
 }
 
+void gr_adapter_set_add(gr_adapter_set *set, gr_adapter *a, float scale) {
+    int at = 0;
+    while (at < set->n && set->adapters[at] < a) {
+        at++;
+    }
+    if (at < set->n && set->adapters[at] == a) {
+        set->scales[at] += scale;
+        return;
+    }
+    for (int i = set->n; i > at; i--) {
+        set->adapters[i] = set->adapters[i - 1];
+        set->scales[i] = set->scales[i - 1];
+    }
+    set->adapters[at] = gr_adapter_retain(a);
+    set->scales[at] = scale;
+    set->n++;
+}
+
+void gr_adapter_set_trim(gr_adapter_set *set) {
+    int kept = 0;
+    for (int i = 0; i < set->n; i++) {
+        if (set->scales[i] == 0.0f) {
+            gr_adapter_release((gr_adapter *)set->adapters[i]);
+        } else {
+            set->adapters[kept] = set->adapters[i];
+            set->scales[kept++] = set->scales[i];
+        }
+    }
+    set->n = kept;
+}
+
+/* Adapters first: a version that its last lease leaves is then free to go. */
+static void release_leases(gr_job_spec *spec) {
+    for (int i = 0; i < spec->n_leases; i++) {
+        gr_lease_release_later(spec->leases[i]);
+    }
+    spec->n_leases = 0;
+}
+
 void gr_job_spec_finish(gr_job_spec *spec) {
     release_adapters(&spec->adapters);
+    release_leases(spec);
+    gr_free(spec->wants);
     gr_free(spec->tokens);
     gr_free((char *)spec->sampling.grammar);
     for (size_t i = 0; i < spec->n_stop; i++) {
@@ -39,7 +81,23 @@ static int make_parts(graft_job *job, graft_error *err) {
                              err);
 }
 
+static int make_supply(graft_job *job, graft_error *err) {
+    if (!job->spec.wants) {
+        return 0;
+    }
+    gr_mutex *mutex;
+    gr_cond *bell;
+    bool *news;
+    gr_engine_bell(job->engine, &mutex, &bell, &news);
+    int rc = gr_supply_create(&job->supply, job->spec.wants, mutex, bell, news, err);
+    if (!rc) {
+        job->spec.wants = NULL; /* the supply's now */
+    }
+    return rc;
+}
+
 static void destroy(graft_job *job) {
+    gr_supply_leave(job->supply);
     gr_sampler_free(job->sampler);
     gr_text_finish(&job->text);
     gr_free(job->logprobs);
@@ -55,13 +113,16 @@ int gr_job_create(graft_job **out, gr_engine *e, gr_job_spec *spec, graft_error 
         gr_job_spec_finish(spec);
         return gr_fail_memory(err, sizeof *job);
     }
+    static atomic_uint_fast64_t next_id = 1;
     job->engine = e;
+    job->id = atomic_fetch_add(&next_id, 1);
     job->spec = *spec;
     memset(spec, 0, sizeof *spec);
     atomic_init(&job->cancelled, false);
     gr_mutex_init(&job->mutex, GR_RANK_JOB);
     gr_cond_init(&job->ended);
-    int rc = make_parts(job, err);
+    int rc = make_supply(job, err);
+    rc = rc ? rc : make_parts(job, err);
     if (rc) {
         destroy(job);
         return rc;
@@ -80,9 +141,38 @@ const float *gr_job_logprobs(const graft_job *job) {
     return job->logprobs;
 }
 
+void gr_job_equip(graft_job *job) {
+    gr_job_spec *spec = &job->spec;
+    for (int i = 0; i < gr_supply_count(job->supply); i++) {
+        const gr_lease *lease = gr_supply_lease(job->supply, i);
+        if (gr_lease_adapter(lease)) {
+            gr_adapter_set_add(&spec->adapters, gr_lease_adapter(lease), gr_supply_want(job->supply, i)->scale);
+        } else if (spec->fallback.code == 0) {
+            spec->fallback = *gr_lease_fallback(lease);
+        }
+        if (i == 0 && !spec->generation[0]) {
+            snprintf(spec->generation, sizeof spec->generation, "%s", gr_lease_generation(lease));
+        }
+    }
+    gr_adapter_set_trim(&spec->adapters);
+    job->equipped = gr_now_us();
+}
+
+/* For the history of each adapter that was leased. */
+static void note_use(const graft_job *job, double ms) {
+    uint64_t tokens = (uint64_t)job->result.prompt_tokens + (uint64_t)job->result.completion_tokens;
+    for (int i = 0; i < job->spec.n_leases; i++) {
+        gr_lease_used(job->spec.leases[i], tokens, ms);
+    }
+    for (int i = 0; job->equipped && job->supply && i < gr_supply_count(job->supply); i++) {
+        gr_lease_used(gr_supply_lease(job->supply, i), tokens, ms);
+    }
+}
+
 void gr_job_conclude(graft_job *job, const gr_ending *ending) {
     graft_result *r = &job->result;
     int64_t now = gr_now_us();
+    int64_t equipped = job->equipped ? job->equipped : now;
     int64_t first_row = job->first_row ? job->first_row : now;
     int64_t first_token = job->first_token ? job->first_token : now;
     r->finish = ending->finish;
@@ -91,12 +181,22 @@ void gr_job_conclude(graft_job *job, const gr_ending *ending) {
     }
     r->text = job->text.out.data ? job->text.out.data : "";
     r->text_length = job->text.out.length;
+    r->id = job->id;
+    r->generation = job->spec.generation;
+    r->fallback = job->spec.fallback;
+    r->adapter_ms = job->supply ? (double)(equipped - job->submitted) / 1e3 : 0;
     r->queue_ms = (double)(first_row - job->submitted) / 1e3;
     r->prompt_ms = (double)(first_token - first_row) / 1e3;
     r->total_ms = (double)(now - job->submitted) / 1e3;
     gr_sampler_free(job->sampler);
     job->sampler = NULL;
+    if (job->first_row) {
+        note_use(job, r->total_ms);
+    }
     release_adapters(&job->spec.adapters);
+    release_leases(&job->spec);
+    gr_supply_leave(job->supply);
+    job->supply = NULL;
 }
 
 void gr_job_announce(graft_job *job) {
@@ -117,7 +217,11 @@ const graft_result *graft_job_wait(graft_job *job) {
     return &job->result;
 }
 
-/* The decode thread looks at the flag before every step, and does not sleep while it has jobs: no wake-up needed. */
+uint64_t graft_job_id(const graft_job *job) {
+    return job->id;
+}
+
+/* The decode thread looks at the flag before every step, and never sleeps for long while it has jobs: no wake-up needed. */
 void graft_job_cancel(graft_job *job) {
     atomic_store(&job->cancelled, true);
 }

@@ -6,6 +6,7 @@
 #define GR_JOB_H
 
 #include "engine/engine.h"
+#include "engine/supply.h"
 #include "engine/sampler.h"
 #include "engine/text.h"
 
@@ -15,7 +16,10 @@
 
 struct graft_job {
     gr_engine *engine;     /* not touched any more once `done` */
+    uint64_t id;
     gr_job_spec spec;
+    gr_supply *supply;     /* adapters by name, or NULL; until it concludes */
+    int64_t equipped;      /* gr_now_us when its adapters were there; 0 = not yet */
     gr_sampler *sampler;   /* GENERATE */
     gr_text text;
     float *logprobs;       /* SCORE: [n_tokens] */
@@ -23,6 +27,7 @@ struct graft_job {
     int64_t submitted, first_row, first_token; /* gr_now_us; 0 = not yet */
     atomic_bool cancelled;
     struct graft_job *next; /* in the queue; under the engine's mutex */
+    struct graft_job *next_ask; /* decode thread */
 
     gr_mutex mutex;        /* GR_RANK_JOB: `done` */
     gr_cond ended;
@@ -35,7 +40,15 @@ typedef struct gr_ending {
     graft_error error;     /* for ERROR and CANCELLED */
 } gr_ending;
 
-/* Fills the result, releases adapters and sampler. The decode thread's. */
+/* Adds an adapter to a set, which stays sorted by address; one that is there already adds up. Takes a reference. There must be
+ * room. */
+void gr_adapter_set_add(gr_adapter_set *set, gr_adapter *a, float scale);
+/* Drops what has the scale 0. */
+void gr_adapter_set_trim(gr_adapter_set *set);
+
+/* The supply is ready: puts its adapters into the spec's set, notes generation and fallback. */
+void gr_job_equip(graft_job *job);
+/* Fills the result, releases adapters, leases and sampler. The decode thread's. */
 void gr_job_conclude(graft_job *job, const gr_ending *ending);
 /* Says so to who waits. The job may be gone when this returns. */
 void gr_job_announce(graft_job *job);

@@ -12,12 +12,13 @@ const char *gr_dtype_name(gr_dtype t) {
     case GR_DTYPE_F32: return "F32";
     case GR_DTYPE_F16: return "F16";
     case GR_DTYPE_BF16: return "BF16";
+    case GR_DTYPE_Q8_0: return "Q8_0";
     }
     return "?";
 }
 
 size_t gr_dtype_size(gr_dtype t) {
-    return t == GR_DTYPE_F32 ? 4 : 2;
+    return t == GR_DTYPE_Q8_0 ? 0 : t == GR_DTYPE_F32 ? 4 : 2;
 }
 
 bool gr_tensor_byte_size(uint64_t *out, const gr_tensor_info *t) {

@@ -8,11 +8,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum gr_dtype { GR_DTYPE_F32, GR_DTYPE_F16, GR_DTYPE_BF16 } gr_dtype;
+/* Q8_0 is a form of matrices in memory only: no reader gives it. BF16 is one of files only. */
+typedef enum gr_dtype { GR_DTYPE_F32, GR_DTYPE_F16, GR_DTYPE_BF16, GR_DTYPE_Q8_0 } gr_dtype;
 
-/* "F32", "F16", "BF16". Static storage. */
+/* "F32", "F16", "BF16", "Q8_0". Static storage. */
 const char *gr_dtype_name(gr_dtype t);
-/* Bytes per element: 4, 2, 2. */
+/* Bytes per element: 4, 2, 2; 0 for Q8_0, which has only whole blocks. */
 size_t gr_dtype_size(gr_dtype t);
 
 #define GR_MAX_DIMS 4

@@ -16,7 +16,7 @@
 #endif
 
 static uint64_t used(const gr_budget *b) {
-    return b->fixed + b->resident + b->loading + b->draining;
+    return b->fixed + b->own + b->resident + b->loading + b->draining;
 }
 
 uint64_t gr_budget_free(const gr_budget *b) {
@@ -25,7 +25,8 @@ uint64_t gr_budget_free(const gr_budget *b) {
 }
 
 uint64_t gr_budget_capacity(const gr_budget *b) {
-    return b->fixed < b->limit ? b->limit - b->fixed : 0;
+    uint64_t others = b->fixed + b->own;
+    return others < b->limit ? b->limit - others : 0;
 }
 
 bool gr_budget_reserve(gr_budget *b, uint64_t bytes) {
@@ -108,12 +109,17 @@ static uint64_t physical_memory(void) {
 #endif
 }
 
-uint64_t gr_budget_clamp(uint64_t wanted) {
+uint64_t gr_machine_memory(void) {
     uint64_t most = physical_memory();
 #if defined(__linux__)
     uint64_t group = cgroup_limit();
     most = group < most ? group : most;
 #endif
+    return most;
+}
+
+uint64_t gr_budget_clamp(uint64_t wanted) {
+    uint64_t most = gr_machine_memory();
     return wanted == 0 || wanted > most ? most : wanted;
 }
 

@@ -54,6 +54,7 @@ typedef struct gr_event {
     uint64_t tokens;    /* USED */
     const char *format; /* LOADED */
     int rank;           /* LOADED */
+    bool stale;         /* LOADED: the generation is none that the name should have from now on */
     uint64_t revision;  /* LOADED, FAILED: the catalogue entry's that was loaded; 0 = not known */
 } gr_event;
 

@@ -6,28 +6,28 @@
 #include <assert.h>
 #include <string.h>
 
-static const gr_policy_ops *const kinds[GR_POLICY_KINDS] = {
-    [GR_POLICY_LRU] = &gr_policy_lru,           [GR_POLICY_SIEVE] = &gr_policy_sieve,
-    [GR_POLICY_S3FIFO] = &gr_policy_s3fifo,     [GR_POLICY_WTINYLFU] = &gr_policy_wtinylfu,
-    [GR_POLICY_GDSF] = &gr_policy_gdsf,
+static const gr_policy_ops *const kinds[GRAFT_POLICIES] = {
+    [GRAFT_POLICY_LRU] = &gr_policy_lru,           [GRAFT_POLICY_SIEVE] = &gr_policy_sieve,
+    [GRAFT_POLICY_S3FIFO] = &gr_policy_s3fifo,     [GRAFT_POLICY_WTINYLFU] = &gr_policy_wtinylfu,
+    [GRAFT_POLICY_GDSF] = &gr_policy_gdsf,
 };
 
-const char *gr_policy_name(gr_policy_kind kind) {
-    return (unsigned)kind < GR_POLICY_KINDS ? kinds[kind]->name : NULL;
+const char *graft_policy_name(graft_policy kind) {
+    return (unsigned)kind < GRAFT_POLICIES ? kinds[kind]->name : NULL;
 }
 
-bool gr_policy_parse(gr_policy_kind *out, const char *name) {
-    for (int i = 0; i < GR_POLICY_KINDS; i++) {
+bool gr_policy_parse(graft_policy *out, const char *name) {
+    for (int i = 0; i < GRAFT_POLICIES; i++) {
         if (strcmp(name, kinds[i]->name) == 0) {
-            *out = (gr_policy_kind)i;
+            *out = (graft_policy)i;
             return true;
         }
     }
     return false;
 }
 
-int gr_policy_create(gr_policy **out, gr_policy_kind kind, uint64_t capacity, graft_error *err) {
-    if ((unsigned)kind >= GR_POLICY_KINDS) {
+int gr_policy_create(gr_policy **out, graft_policy kind, uint64_t capacity, graft_error *err) {
+    if ((unsigned)kind >= GRAFT_POLICIES) {
         return gr_fail(err, GRAFT_E_BAD_REQUEST, "no eviction policy has the number %d", (int)kind);
     }
     const gr_policy_ops *ops = kinds[kind];

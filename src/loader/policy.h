@@ -22,20 +22,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum gr_policy_kind {
-    GR_POLICY_LRU,      /* the one unused for longest */
-    GR_POLICY_SIEVE,    /* oldest not visited since the hand last passed */
-    GR_POLICY_S3FIFO,   /* newcomers prove themselves in a small queue */
-    GR_POLICY_WTINYLFU, /* newcomers must have been asked for more often than whom they displace */
-    GR_POLICY_GDSF      /* least (frequency * load time / bytes), with ageing */
-} gr_policy_kind;
-
-#define GR_POLICY_KINDS 5
-
-/* "lru", "sieve", "s3fifo", "wtinylfu", "gdsf"; NULL for any other number. Static storage. */
-const char *gr_policy_name(gr_policy_kind kind);
 /* The kind of that name; false (and *out untouched) if there is none. */
-bool gr_policy_parse(gr_policy_kind *out, const char *name);
+bool gr_policy_parse(graft_policy *out, const char *name);
 
 /*
  * What a policy keeps about an object. Zero it and set the first group before miss or insert; `held` may then
@@ -62,7 +50,7 @@ typedef struct gr_policy gr_policy;
 
 /* `capacity` in bytes sizes the queues of s3fifo and wtinylfu and the ghosts. *out: gr_policy_free.
  * Errors: OUT_OF_MEMORY. */
-int gr_policy_create(gr_policy **out, gr_policy_kind kind, uint64_t capacity, graft_error *err);
+int gr_policy_create(gr_policy **out, graft_policy kind, uint64_t capacity, graft_error *err);
 /* The entries inside are the caller's and stay as they are. */
 void gr_policy_free(gr_policy *p);
 /* The budget changed. Evicts nothing: the caller does, until it fits. */

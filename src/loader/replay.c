@@ -154,7 +154,7 @@ static int replay(gr_replay_result *out, chooser *c, objects *all, const gr_requ
     return 0;
 }
 
-int gr_replay(gr_replay_result *out, const gr_request *trace, size_t n, gr_policy_kind kind,
+int gr_replay(gr_replay_result *out, const gr_request *trace, size_t n, graft_policy kind,
               const gr_replay_options *options, graft_error *err) {
     chooser c = {0};
     objects all = {0};

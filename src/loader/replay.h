@@ -7,11 +7,7 @@
 
 #include "policy.h"
 
-typedef struct gr_request {
-    uint64_t key;
-    uint64_t bytes; /* > 0; the same for each request of a key */
-    double cost;    /* of loading it, seconds */
-} gr_request;
+typedef graft_trace_request gr_request;
 
 typedef struct gr_replay_options {
     uint64_t capacity; /* bytes */
@@ -21,14 +17,10 @@ typedef struct gr_replay_options {
     void *user;
 } gr_replay_options;
 
-typedef struct gr_replay_result {
-    uint64_t requests, hits, misses, evictions;
-    uint64_t too_large;      /* misses of objects larger than the whole capacity: not taken in */
-    double cost, cost_missed; /* of all requests, of the misses: seconds that loading would have taken */
-} gr_replay_result;
+typedef graft_replay_result gr_replay_result;
 
 /* Errors: OUT_OF_MEMORY, BAD_REQUEST (a size of 0). */
-int gr_replay(gr_replay_result *out, const gr_request *trace, size_t n, gr_policy_kind kind,
+int gr_replay(gr_replay_result *out, const gr_request *trace, size_t n, graft_policy kind,
               const gr_replay_options *options, graft_error *err);
 
 /*

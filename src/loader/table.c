@@ -71,7 +71,7 @@ static void drop_version(gr_table *t, gr_version *v) {
     gr_free(v);
 }
 
-gr_version *gr_table_begin(gr_table *t, gr_slot *slot, char *path, uint64_t revision) {
+gr_version *gr_table_begin(gr_table *t, gr_slot *slot, uint64_t revision) {
     gr_version *v = gr_zalloc(sizeof *v);
     if (!v) {
         return NULL;
@@ -80,7 +80,6 @@ gr_version *gr_table_begin(gr_table *t, gr_slot *slot, char *path, uint64_t revi
     v->state = GR_LOADING;
     v->serial = ++t->next_serial;
     v->revision = revision;
-    v->path = path;
     v->policy.key = hash_key(slot->key);
     link_version(t, v);
     slot->flight = v;
@@ -93,12 +92,25 @@ static void list_push(gr_version **list, gr_version *v) {
     *list = v;
 }
 
+static bool is_held(const gr_version *v) {
+    return v->state == GR_RESIDENT && (v->leases > 0 || v->slot->pinned);
+}
+
+/* After a change to a version that was held or not: the sum of held bytes. */
+static void count_held(gr_table *t, const gr_version *v, bool was) {
+    bool is = is_held(v);
+    t->held_bytes += is && !was ? v->loaded.bytes : 0;
+    t->held_bytes -= was && !is ? v->loaded.bytes : 0;
+}
+
 /* Out of the policy's queues already. */
 static void unreachable(gr_table *t, gr_version *v, gr_version **dead) {
+    bool was = is_held(v);
     if (v->slot->resident == v) {
         v->slot->resident = NULL;
     }
     v->state = GR_DRAINING;
+    count_held(t, v, was);
     t->n_resident--;
     t->n_draining++;
     gr_budget_drain(&t->budget, v->loaded.bytes);
@@ -117,13 +129,14 @@ void gr_table_evicted(gr_table *t, gr_version *v, gr_version **dead) {
     unreachable(t, v, dead);
 }
 
+/* Those that hold a reservation will be resident soon. */
 static bool over_count(const gr_table *t) {
-    /* Those that hold a reservation will be resident soon. */
-    uint64_t promised = t->n_resident;
-    for (const gr_version *v = t->versions; v; v = v->next) {
-        promised += v->state == GR_LOADING && v->reserved > 0;
-    }
-    return t->max_adapters > 0 && promised >= (uint64_t)t->max_adapters;
+    return t->max_adapters > 0 && t->n_resident + t->n_reserved >= (uint64_t)t->max_adapters;
+}
+
+/* Whether evicting all that nobody holds would make `bytes` free. Else nothing need go. */
+static bool eviction_helps(const gr_table *t, uint64_t bytes) {
+    return bytes <= gr_budget_free(&t->budget) + (t->budget.resident - t->held_bytes);
 }
 
 /* Whether waiting can help: memory is on its way back, or a load will end. */
@@ -148,7 +161,8 @@ gr_room gr_table_make_room(gr_table *t, gr_version *v, uint64_t bytes, gr_versio
     }
     /* What is evicted here keeps its bytes until it is freed; count them as good as free to know when to stop. */
     uint64_t coming = 0;
-    while (over_count(t) || gr_budget_free(&t->budget) + coming < bytes) {
+    bool helps = eviction_helps(t, bytes);
+    while (helps && (over_count(t) || gr_budget_free(&t->budget) + coming < bytes)) {
         gr_policy_entry *victim = gr_policy_evict(t->policy, bytes);
         if (!victim) {
             break;
@@ -159,13 +173,28 @@ gr_room gr_table_make_room(gr_table *t, gr_version *v, uint64_t bytes, gr_versio
     }
     if (!over_count(t) && gr_budget_reserve(&t->budget, bytes)) {
         v->reserved = bytes;
+        t->n_reserved++;
         return GR_ROOM_MADE;
     }
     return coming > 0 || something_moves(t, v) ? GR_ROOM_WAIT : GR_ROOM_NONE;
 }
 
+void gr_table_unreserve(gr_table *t, gr_version *v) {
+    t->n_reserved -= v->reserved > 0;
+    gr_budget_commit(&t->budget, v->reserved, 0);
+    v->reserved = 0;
+}
+
+bool gr_table_reserve_more(gr_table *t, gr_version *v, uint64_t bytes) {
+    bool fits = gr_budget_reserve(&t->budget, bytes - v->reserved);
+    v->reserved = fits ? bytes : v->reserved;
+    return fits;
+}
+
 void gr_table_hold(gr_table *t, gr_version *v, int64_t now) {
+    bool was = is_held(v);
     v->leases++;
+    count_held(t, v, was);
     t->n_leases++;
     v->last_used = now;
     if (v->state == GR_RESIDENT) {
@@ -174,7 +203,9 @@ void gr_table_hold(gr_table *t, gr_version *v, int64_t now) {
 }
 
 void gr_table_unhold(gr_table *t, gr_version *v, int64_t now, gr_version **dead) {
+    bool was = is_held(v);
     v->leases--;
+    count_held(t, v, was);
     t->n_leases--;
     v->last_used = now;
     if (v->state == GR_RESIDENT) {
@@ -188,8 +219,10 @@ void gr_table_pin(gr_table *t, gr_slot *slot, bool pinned) {
     if (slot->pinned == pinned) {
         return;
     }
+    bool was = slot->resident && is_held(slot->resident);
     slot->pinned = pinned;
     if (slot->resident) {
+        count_held(t, slot->resident, was);
         (pinned ? gr_policy_hold : gr_policy_unhold)(t->policy, &slot->resident->policy);
     }
 }
@@ -209,14 +242,17 @@ void gr_table_ready(gr_table *t, gr_version *v, const gr_loaded *loaded, double 
     v->load_ms = load_ms;
     v->last_used = now;
     gr_budget_commit(&t->budget, v->reserved, loaded->bytes);
+    t->n_reserved -= v->reserved > 0;
     v->reserved = 0;
     gr_free(slot->failure);
     slot->failure = NULL;
     t->metrics.loads++;
     t->metrics.load_bytes += loaded->bytes;
+    t->metrics.no_effect += loaded->no_effect;
 
     v->policy.bytes = loaded->bytes ? loaded->bytes : 1;
-    v->policy.cost = load_ms > 0 ? load_ms / 1000 : 1e-6;
+    double cost_ms = loaded->cost_ms > 0 ? loaded->cost_ms : load_ms;
+    v->policy.cost = cost_ms > 0 ? cost_ms / 1000 : 1e-6;
     bool reachable = !v->unwanted && !overtaken && gr_policy_insert(t->policy, &v->policy, NULL) == 0;
     if (reachable) {
         if (slot->resident) {
@@ -224,6 +260,7 @@ void gr_table_ready(gr_table *t, gr_version *v, const gr_loaded *loaded, double 
             gr_table_detach(t, slot->resident, dead);
         }
         v->state = GR_RESIDENT;
+        count_held(t, v, false);
         t->n_resident++;
         slot->resident = v;
         if (slot->pinned) {
@@ -245,12 +282,14 @@ void gr_table_ready(gr_table *t, gr_version *v, const gr_loaded *loaded, double 
 void gr_table_fail(gr_table *t, gr_version *v, const graft_error *err, int64_t remember_until) {
     leave_flight(t, v);
     v->state = GR_FAILED;
-    gr_budget_commit(&t->budget, v->reserved, 0);
-    gr_metrics_failure(&t->metrics, err->code);
+    gr_table_unreserve(t, v);
+    if (!v->remembered) {
+        gr_count_code(t->metrics.failures, &t->metrics.n_failures, err->code);
+    }
     if (remember_until > 0) {
         gr_failure *f = v->slot->failure ? v->slot->failure : gr_alloc(sizeof *f);
         if (f) { /* else it is not remembered: no harm */
-            *f = (gr_failure){*err, v->identity, remember_until};
+            *f = (gr_failure){*err, v->identity, v->revision, remember_until};
         }
         v->slot->failure = f;
     }
@@ -276,8 +315,11 @@ void gr_table_finish(gr_table *t) {
 
 bool gr_table_check(const gr_table *t) {
     uint64_t resident = 0, draining = 0, loading = 0, n_resident = 0, n_draining = 0, n_loading = 0, leases = 0;
+    uint64_t held = 0, n_reserved = 0;
     for (const gr_version *v = t->versions; v; v = v->next) {
         leases += v->leases;
+        held += is_held(v) ? v->loaded.bytes : 0;
+        n_reserved += v->reserved > 0;
         switch (v->state) {
         case GR_LOADING:
             n_loading++;
@@ -307,6 +349,7 @@ bool gr_table_check(const gr_table *t) {
     const gr_budget *b = &t->budget;
     return resident == b->resident && draining == b->draining && loading == b->loading && n_resident == t->n_resident &&
            n_draining == t->n_draining && n_loading == t->n_loading && leases == t->n_leases &&
+           held == t->held_bytes && n_reserved == t->n_reserved &&
            b->fixed + b->resident + b->loading + b->draining <= b->limit &&
            (t->max_adapters == 0 || n_resident <= (uint64_t)t->max_adapters) &&
            gr_policy_count(t->policy) == n_resident && gr_policy_check(t->policy);

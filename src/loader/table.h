@@ -38,6 +38,7 @@ typedef struct gr_slot {
     gr_version *resident, *flight;
     struct gr_failure *failure;    /* the last one, or NULL */
     bool pinned;
+    bool landing;                  /* the catalogue is being told of a load that will be resident */
     uint64_t hits;
     char key[];                    /* "project/adapter" */
 } gr_slot;
@@ -46,19 +47,21 @@ typedef struct gr_slot {
 typedef struct gr_failure {
     graft_error error;
     gr_file_identity identity;
+    uint64_t revision;    /* of the catalogue's entry: what is wrong with one may be right for the next */
     int64_t until;
 } gr_failure;
 
 /* Somebody who waits for a flight. Resolved exactly once, under the mutex, by taking it off the list. */
 typedef struct gr_waiter {
     struct gr_waiter *prev, *next;
+    const gr_slot *slot;
     gr_lease *lease;      /* made beforehand, so that a load that succeeds cannot fail to be handed over */
     gr_lease_fn done;     /* NULL: a blocked caller, woken through `cond` */
     void *user;
     gr_cond *cond;
     bool resolved;
-    gr_fallback fallback;
-    int64_t deadline_us;  /* willing to wait for room until then; 0 = not at all */
+    graft_fallback fallback;
+    int64_t deadline_us;  /* willing to wait until then; 0 = as long as loading takes, but not for room */
     int64_t since_us;
     graft_error error;
 } gr_waiter;
@@ -69,24 +72,31 @@ struct gr_version {
     gr_state state;
     uint64_t serial, revision;
     uint32_t leases;
-    char *path;
+    char *path;                /* LOADING: NULL until the catalogue was asked */
     char expected[65];         /* generation the catalogue has; "" = any (first load, or a reload) */
-    gr_file_identity identity; /* as of the first request, for the negative cache */
+    gr_file_identity identity; /* before anything was read, for the negative cache */
+    bool reload;               /* LOADING: whatever was known before does not count */
+    bool remembered;           /* LOADING: fails as it did before, with the same file */
     gr_loaded loaded;          /* RESIDENT, DRAINING */
     uint64_t wanted_bytes;     /* LOADING: what prepare announced */
     uint64_t reserved;         /* LOADING */
     int attempts;              /* LOADING: that failed */
+    graft_error last_error;    /* LOADING: of the last of them */
+    int64_t retry_at;          /* LOADING: paused until then; 0 = not paused */
+    int64_t short_since;       /* LOADING: since when it finds no room; 0 = it does not lack any */
+    int64_t busy_since;        /* LOADING: since when the backend works on it; 0 = it does not */
     bool temporary;            /* only temporary leases ever asked for it: unloaded with the last of them */
+    bool given_up;             /* DRAINING: because of that */
     bool unwanted;             /* LOADING: unloaded meanwhile; goes to its waiters only */
     bool announced;            /* LOADING: gr_policy_miss was called */
-    bool parked;               /* LOADING: waits for room, in no queue */
+    bool parked;               /* LOADING: waits for room, among the parked */
     bool no_room;              /* LOADING: found none when last it looked */
     void *job;                 /* LOADING: the backend's, once prepared */
     gr_waiter *waiters;
     gr_policy_entry policy;
     double load_ms;
     int64_t last_used;
-    gr_version *queue_next;    /* in the loader's queue of flights, or in a list of versions to free */
+    gr_version *queue_next;    /* in the loader's queue of flights, among the parked, or in a list of versions to free */
 };
 
 typedef struct gr_table {
@@ -97,7 +107,9 @@ typedef struct gr_table {
     int max_adapters;
     uint64_t next_serial;
     uint64_t n_resident, n_loading, n_draining, n_leases;
-    gr_loader_metrics_snapshot metrics;
+    uint64_t n_reserved;       /* of the loading ones: those that hold a reservation */
+    uint64_t held_bytes;       /* of the resident ones: those that a lease or a pin holds */
+    graft_metrics metrics;
 } gr_table;
 
 /* The slot of a name, made if need be; NULL if memory is out. */
@@ -105,8 +117,8 @@ gr_slot *gr_table_slot(gr_table *t, const char *project, const char *adapter);
 /* Without making it. */
 gr_slot *gr_table_find(gr_table *t, const char *project, const char *adapter);
 
-/* absent -> loading. Takes over `path`. The new version is the slot's flight. NULL if memory is out. */
-gr_version *gr_table_begin(gr_table *t, gr_slot *slot, char *path, uint64_t revision);
+/* absent -> loading. The new version is the slot's flight. NULL if memory is out. */
+gr_version *gr_table_begin(gr_table *t, gr_slot *slot, uint64_t revision);
 
 typedef enum gr_room { GR_ROOM_MADE, GR_ROOM_WAIT, GR_ROOM_NONE, GR_ROOM_NEVER } gr_room;
 
@@ -116,10 +128,15 @@ typedef enum gr_room { GR_ROOM_MADE, GR_ROOM_WAIT, GR_ROOM_NONE, GR_ROOM_NEVER }
  * Until they are freed their bytes count, so MADE may need a second call: it returns WAIT then.
  *   MADE   reserved
  *   WAIT   bytes are on their way back (draining, or loads under way): try again when something was freed or ended
- *   NONE   everything is held
+ *   NONE   everything is held, or so much that evicting the rest would not be enough: nothing was evicted then
  *   NEVER  larger than the budget
  */
 gr_room gr_table_make_room(gr_table *t, gr_version *v, uint64_t bytes, gr_version **evicted);
+
+/* Gives back what a loading version has reserved. */
+void gr_table_unreserve(gr_table *t, gr_version *v);
+/* A loading version needs more than it has reserved: the rest, if it is free. */
+bool gr_table_reserve_more(gr_table *t, gr_version *v, uint64_t bytes);
 
 /* loading -> resident (or, if unwanted or overtaken, straight to draining). Each waiter gets a lease: counted here,
  * handed over by the caller. A version that is thereby replaced is detached. Versions without leases that are now draining go to *dead. */

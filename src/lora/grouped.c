@@ -7,21 +7,25 @@
 #include "lora/grouped.h"
 
 #include "base/memory.h"
+#include "model/convert.h"
 
 #include <ggml.h>
 #include <gguf.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
 typedef struct twin {
     const gr_adapter *adapter;
     struct llama_adapter_lora *llama;
+    size_t bytes;
 } twin;
 
 struct gr_grouped {
     const gr_base_model *base;
     twin *twins;
     size_t n_twins, capacity;
+    _Atomic uint64_t bytes;  /* of all twins */
     gr_adapter_set selected; /* what the context has */
 };
 
@@ -46,6 +50,10 @@ void gr_grouped_free(gr_grouped *g) {
     gr_free(g);
 }
 
+uint64_t gr_grouped_bytes(const gr_grouped *g) {
+    return atomic_load(&((gr_grouped *)g)->bytes); /* reading an atomic is no change */
+}
+
 /* ---- a GGUF from an adapter ---------------------------------------------------------------------------- */
 
 /*
@@ -62,13 +70,36 @@ static float common_alpha(const gr_adapter *a) {
     return alpha;
 }
 
+/*
+ * Q8_0 becomes float16, which rounds once more, by 2^-12 of each number. ggml's own Q8_0 would keep A exact, but then
+ * x would be rounded to 8 bits before the product; and rows of B are `rank` long here, seldom a multiple of 32.
+ */
 static enum ggml_type ggml_type_of(const gr_module *m) {
-    return m->type == GR_DTYPE_F16 ? GGML_TYPE_F16 : GGML_TYPE_F32;
+    return m->type == GR_DTYPE_F32 ? GGML_TYPE_F32 : GGML_TYPE_F16;
 }
 
 /* B with a scale in it is no longer exact in float16. */
 static enum ggml_type type_of_b(const gr_module *m, float alpha) {
     return alpha == 0.0f ? GGML_TYPE_F32 : ggml_type_of(m);
+}
+
+#define OVERHEAD_MODULE 1024 /* two tensors' entries and names, in the file and in libllama's lists */
+#define OVERHEAD 4096
+
+uint64_t gr_grouped_size(const gr_adapter *a) {
+    float alpha = common_alpha(a);
+    uint64_t size = OVERHEAD;
+    for (size_t i = 0; i < a->n_modules; i++) {
+        const gr_module *m = a->modules + i;
+        size += (uint64_t)m->rank * ((uint64_t)m->n_in * ggml_type_size(ggml_type_of(m)) + (uint64_t)m->n_out * ggml_type_size(type_of_b(m, alpha)));
+    }
+    return size + a->n_modules * OVERHEAD_MODULE;
+}
+
+/* In float32, at worst. */
+uint64_t gr_grouped_most(uint64_t adapter_bytes, size_t n_modules, graft_adapter_type type) {
+    uint64_t times = type == GRAFT_TYPE_F32 ? 1 : type == GRAFT_TYPE_F16 ? 2 : 4;
+    return times * adapter_bytes + (uint64_t)n_modules * OVERHEAD_MODULE + OVERHEAD;
 }
 
 static int name_tensor(struct ggml_tensor *t, const gr_weight *w, const char *suffix, graft_error *err) {
@@ -106,8 +137,25 @@ static int describe(struct gguf_context *gguf, struct ggml_context *ctx, const g
     return 0;
 }
 
+/* Element [k][j] of a packed matrix. */
+static float value(const gr_module *m, const void *matrix, int stride, int k, int j) {
+    size_t at = (size_t)k * (size_t)stride + (size_t)j;
+    if (m->type == GR_DTYPE_Q8_0) {
+        const gr_q8_0 *block = (const gr_q8_0 *)matrix + at / GR_Q8_0_BLOCK;
+        return ggml_fp16_to_fp32(block->factor) * (float)block->q[at % GR_Q8_0_BLOCK];
+    }
+    return m->type == GR_DTYPE_F16 ? ggml_fp16_to_fp32(((const ggml_fp16_t *)matrix)[at]) : ((const float *)matrix)[at];
+}
+
 /* A without its padding. */
 static void copy_a(char *out, const gr_module *m) {
+    if (m->type == GR_DTYPE_Q8_0) {
+        for (int64_t i = 0; i < (int64_t)m->rank * m->n_in; i++) {
+            ggml_fp16_t half = ggml_fp32_to_fp16(value(m, m->a, m->stride_in, (int)(i / m->n_in), (int)(i % m->n_in)));
+            memcpy(out + 2 * i, &half, 2);
+        }
+        return;
+    }
     size_t element = gr_dtype_size(m->type), row = (size_t)m->n_in * element, stride = (size_t)m->stride_in * element;
     for (int k = 0; k < m->rank; k++) {
         memcpy(out + (size_t)k * row, (const char *)m->a + (size_t)k * stride, row);
@@ -118,13 +166,12 @@ static void copy_a(char *out, const gr_module *m) {
 static void copy_b(char *out, const gr_module *m, float alpha) {
     for (int k = 0; k < m->rank; k++) {
         for (int o = 0; o < m->n_out; o++) {
-            size_t from = (size_t)k * (size_t)m->stride_out + (size_t)o, to = (size_t)o * (size_t)m->rank + (size_t)k;
-            const ggml_fp16_t *half = (const ggml_fp16_t *)m->b + from;
-            if (alpha != 0.0f && m->type == GR_DTYPE_F16) {
-                memcpy(out + 2 * to, half, 2);
+            size_t to = (size_t)o * (size_t)m->rank + (size_t)k;
+            float b = value(m, m->b, m->stride_out, k, o) * (alpha == 0.0f ? m->scale : 1.0f);
+            ggml_fp16_t half = ggml_fp32_to_fp16(b); /* exact where it was one */
+            if (type_of_b(m, alpha) == GGML_TYPE_F16) {
+                memcpy(out + 2 * to, &half, 2);
             } else {
-                float b = m->type == GR_DTYPE_F16 ? ggml_fp16_to_fp32(*half) : ((const float *)m->b)[from];
-                b *= alpha == 0.0f ? m->scale : 1.0f;
                 memcpy(out + 4 * to, &b, 4);
             }
         }
@@ -175,8 +222,7 @@ static int write_gguf(char **out, size_t *length, const gr_base_model *base, con
 
 /* ---- twins ---------------------------------------------------------------------------------------------- */
 
-static int make_twin(struct llama_adapter_lora **out, const gr_base_model *base, const gr_adapter *a,
-                     graft_error *err) {
+static int make_twin(twin *out, const gr_base_model *base, const gr_adapter *a, graft_error *err) {
     char *bytes = NULL;
     size_t length = 0;
     int status = write_gguf(&bytes, &length, base, a, err);
@@ -196,7 +242,7 @@ static int make_twin(struct llama_adapter_lora **out, const gr_base_model *base,
     }
     gr_free(bytes);
     if (!status) {
-        *out = llama;
+        *out = (twin){a, llama, length};
     }
     return status;
 }
@@ -232,11 +278,12 @@ static int twin_of(struct llama_adapter_lora **out, gr_grouped *g, const gr_adap
     }
     int status = reserve(g, err);
     if (!status) {
-        status = make_twin(out, g->base, a, err);
+        status = make_twin(&g->twins[g->n_twins], g->base, a, err);
     }
     if (!status) {
-        twin t = {a, *out};
-        g->twins[g->n_twins++] = t;
+        const twin *made = &g->twins[g->n_twins++];
+        atomic_fetch_add(&g->bytes, made->bytes);
+        *out = made->llama;
     }
     return status;
 }
@@ -285,6 +332,7 @@ void gr_grouped_forget(gr_grouped *g, struct llama_context *ctx, const gr_adapte
     twin *t = find(g, adapter);
     if (t) {
         llama_adapter_lora_free(t->llama);
+        atomic_fetch_sub(&g->bytes, t->bytes);
         *t = g->twins[--g->n_twins];
     }
 }

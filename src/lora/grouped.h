@@ -23,6 +23,14 @@ void gr_grouped_free(gr_grouped *g);
  * Errors: OUT_OF_MEMORY, INTERNAL (libllama refused); the context's adapters are then as before. */
 int gr_grouped_select(gr_grouped *g, struct llama_context *ctx, const gr_adapter_set *set, graft_error *err);
 
+/* Bytes of all twins, as large as the GGUF files that they were made from. Any thread. */
+uint64_t gr_grouped_bytes(const gr_grouped *g);
+
+/* At least what the twin of this adapter takes, and little more. */
+uint64_t gr_grouped_size(const gr_adapter *a);
+/* The same from what is known before an adapter is built; not less, perhaps twice as much or more. */
+uint64_t gr_grouped_most(uint64_t adapter_bytes, size_t n_modules, graft_adapter_type type);
+
 /* Frees the twin of an adapter that is going away, if there is one, and first deselects it in the context. */
 void gr_grouped_forget(gr_grouped *g, struct llama_context *ctx, const gr_adapter *adapter);
 

@@ -23,7 +23,7 @@
 
 /*
  * What an adapter may do to a row before the row is given up: |t| and, for float32 modules, |y| above these or NaN.
- * Real values are below 1e6. B of a float16 module is at most 65504 and the rank at most 1024, so that t below its
+ * Real values are below 1e6. B of a float16 or Q8_0 module is at most 65504 and the rank at most 1024, so that t below its
  * limit keeps B t below 1e17, whose square float32 still holds: the norms that follow cannot overflow.
  *
  * A row that is given up becomes zero in this product, since NaN and infinity would spread: where attention runs
@@ -284,7 +284,7 @@ static void up(void *hook, int thread, int n_threads) {
     gr_hook *h = hook;
     for (int i = 0; i < h->n_parts; i++) {
         int begin, end;
-        share(h->parts[i].module->n_out, 4 * GR_PAD, thread, n_threads, &begin, &end);
+        share(h->parts[i].module->n_out, 2 * GR_PAD, thread, n_threads, &begin, &end);
         up_part(h, i, begin, end);
     }
 }

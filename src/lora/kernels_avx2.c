@@ -31,6 +31,14 @@ GR_TILE v8 v8_load_f16(const uint16_t *p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
 
+GR_TILE v8 v8_load_i8(const int8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
+
+GR_TILE v8 v8_set1_f16(uint16_t half) {
+    return _mm256_cvtph_ps(_mm_set1_epi16((short)half));
+}
+
 GR_TILE void v8_store(float *p, v8 v) {
     _mm256_storeu_ps(p, v);
 }
@@ -51,6 +59,10 @@ GR_TILE void v8_store_part(float *p, v8 v, int n) {
 
 GR_TILE v8 v8_fma(v8 a, v8 b, v8 c) {
     return _mm256_fmadd_ps(a, b, c);
+}
+
+GR_TILE v8 v8_mul(v8 a, v8 b) {
+    return _mm256_mul_ps(a, b);
 }
 
 GR_TILE v8 v8_add(v8 a, v8 b) {

@@ -31,6 +31,18 @@ GR_TILE v8 v8_load_f16(const uint16_t *p) {
     return v;
 }
 
+GR_TILE v8 v8_load_i8(const int8_t *p) {
+    int16x8_t i = vmovl_s8(vld1_s8(p));
+    v8 v = {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(i))), vcvtq_f32_s32(vmovl_high_s16(i))}};
+    return v;
+}
+
+GR_TILE v8 v8_set1_f16(uint16_t half) {
+    float32x4_t f = vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(half)));
+    v8 v = {{f, f}};
+    return v;
+}
+
 GR_TILE void v8_store(float *p, v8 v) {
     vst1q_f32(p, v.val[0]);
     vst1q_f32(p + 4, v.val[1]);
@@ -54,6 +66,11 @@ GR_TILE void v8_store_part(float *p, v8 v, int n) {
 
 GR_TILE v8 v8_fma(v8 a, v8 b, v8 c) {
     v8 v = {{vfmaq_f32(c.val[0], a.val[0], b.val[0]), vfmaq_f32(c.val[1], a.val[1], b.val[1])}};
+    return v;
+}
+
+GR_TILE v8 v8_mul(v8 a, v8 b) {
+    v8 v = {{vmulq_f32(a.val[0], b.val[0]), vmulq_f32(a.val[1], b.val[1])}};
     return v;
 }
 

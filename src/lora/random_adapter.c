@@ -2,6 +2,7 @@
 #include "lora/random_adapter.h"
 
 #include "base/memory.h"
+#include "model/convert.h"
 
 #include <ggml.h>
 #include <math.h>
@@ -12,22 +13,34 @@ static int padded(int64_t n) {
 
 /* Bytes of a packed matrix; a multiple of 64 whatever the type, so that what follows is aligned. */
 static size_t matrix_bytes(const gr_module *m, int stride) {
-    size_t bytes = (size_t)m->rank * (size_t)stride * gr_dtype_size(m->type);
+    size_t bytes = gr_packed_size(m->type, (size_t)m->rank * (size_t)stride);
     return (bytes + 63) & ~(size_t)63;
 }
 
-/* Uniform numbers of standard deviation `sigma` in the first n columns, zeros in the padding. */
+/* Four bits of x: times an integer of 7 bits that is exact in float16. */
+static float four_bits(float x) {
+    int exponent;
+    float fraction = frexpf(x, &exponent);
+    return ldexpf(roundf(fraction * 16.0f) / 16.0f, exponent);
+}
+
+/* Uniform numbers of about the standard deviation `sigma` in the first n columns, zeros in the padding. All are
+ * integers of -127 to 127 times one factor. */
 static void fill(void *matrix, const gr_module *m, int n, int stride, float sigma, uint64_t *state) {
+    float factor = four_bits(sqrtf(3.0f) * sigma / 127.0f);
     for (int k = 0; k < m->rank; k++) {
         for (int j = 0; j < stride; j++) {
             size_t at = (size_t)k * (size_t)stride + (size_t)j;
-            float unit = (float)(gr_random(state) >> 8) * (2.0f / 16777216.0f) - 1.0f;
-            float value = j < n ? unit * sqrtf(3.0f) * sigma : 0.0f;
-            ggml_fp16_t half = ggml_fp32_to_fp16(value);
-            if (m->type == GR_DTYPE_F16) {
-                ((ggml_fp16_t *)matrix)[at] = half;
+            int q = (int)(gr_random(state) % 255) - 127;
+            q = j < n ? q : 0;
+            if (m->type == GR_DTYPE_Q8_0) {
+                gr_q8_0 *block = (gr_q8_0 *)matrix + at / GR_Q8_0_BLOCK;
+                block->factor = ggml_fp32_to_fp16(factor);
+                block->q[at % GR_Q8_0_BLOCK] = (int8_t)q;
+            } else if (m->type == GR_DTYPE_F16) {
+                ((ggml_fp16_t *)matrix)[at] = ggml_fp32_to_fp16(factor * (float)q);
             } else {
-                ((float *)matrix)[at] = ggml_fp16_to_fp32(half);
+                ((float *)matrix)[at] = factor * (float)q;
             }
         }
     }
@@ -66,7 +79,7 @@ int gr_random_adapter_create(gr_adapter **out, const gr_base_model *base, const 
     a->n_modules = n;
     a->n_weights = base->n_weights;
     a->rank_min = a->rank_max = rank;
-    a->type = type == GR_DTYPE_F16 ? GRAFT_TYPE_F16 : GRAFT_TYPE_F32;
+    a->type = type == GR_DTYPE_F16 ? GRAFT_TYPE_F16 : type == GR_DTYPE_Q8_0 ? GRAFT_TYPE_Q8_0 : GRAFT_TYPE_F32;
     a->modules = gr_calloc(n, sizeof *a->modules);
     a->by_weight = gr_calloc(base->n_weights, sizeof *a->by_weight);
     size_t bytes = a->modules && a->by_weight ? describe(a, base, weights, rank, type) : 0;

@@ -4,7 +4,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "model/convert.h"
-#include "model/sha256.h"
+#include "model/hash_ring.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -12,10 +12,12 @@
 
 enum {
     CHUNK = 32768, /* elements read at once: raw, widened and narrowed copies stay in the second-level cache */
+    HASH_BESIDE = 1 << 20, /* bytes of a file from which on a second thread hashes: 0.7 ms against 0.1 to start it */
     TILE = 32      /* rows of B transposed at once: their source lines stay in the first-level cache */
 };
 
 _Static_assert(CHUNK / GR_MAX_RANK >= TILE, "a chunk holds some rows of any B");
+_Static_assert((int)CHUNK % (int)GR_Q8_0_BLOCK == 0 && GR_PAD % GR_Q8_0_BLOCK == 0, "whole blocks");
 
 /* ---- layout --------------------------------------------------------------------------------------------- */
 
@@ -27,9 +29,13 @@ static size_t element(gr_dtype type) {
     return gr_dtype_size(type);
 }
 
+size_t gr_packed_size(gr_dtype type, size_t n) {
+    return type == GR_DTYPE_Q8_0 ? n / GR_Q8_0_BLOCK * sizeof(gr_q8_0) : n * element(type);
+}
+
 /* Bytes of a matrix of `rank` rows, rounded up so that the next one is aligned. */
 static uint64_t matrix_bytes(int rank, int stride, gr_dtype type) {
-    return ((uint64_t)rank * (uint64_t)stride * element(type) + 63) & ~(uint64_t)63;
+    return (gr_packed_size(type, (size_t)rank * (size_t)stride) + 63) & ~(uint64_t)63;
 }
 
 static uint64_t module_bytes(const gr_module *m) {
@@ -46,11 +52,12 @@ static void describe(gr_module *m, const gr_plan *plan, const gr_plan_entry *e, 
                      .stride_out = padded(w->n_out),
                      .scale = (float)e->scale,
                      .type = type,
-                     .zero = true};
+                     .zero = false};
 }
 
+/* Not of Q8_0: there it is in the last block of a row, which is filled as a whole. */
 static void zero_padding(void *matrix, int rank, int used, int stride, gr_dtype type) {
-    for (int k = 0; k < rank && used < stride; k++) {
+    for (int k = 0; k < rank && used < stride && type != GR_DTYPE_Q8_0; k++) {
         memset((char *)matrix + ((size_t)k * (size_t)stride + (size_t)used) * element(type), 0,
                (size_t)(stride - used) * element(type));
     }
@@ -66,7 +73,7 @@ static void place(gr_module *m, char *memory) {
 }
 
 static gr_dtype stored_as(graft_adapter_type type) {
-    return type == GRAFT_TYPE_F32 ? GR_DTYPE_F32 : GR_DTYPE_F16;
+    return type == GRAFT_TYPE_F32 ? GR_DTYPE_F32 : type == GRAFT_TYPE_Q8_0 ? GR_DTYPE_Q8_0 : GR_DTYPE_F16;
 }
 
 static uint64_t block_bytes(const gr_plan *plan, graft_adapter_type type) {
@@ -104,14 +111,28 @@ static size_t column_of(size_t row, size_t n_out, int heads) {
     return row - within + 2 * (within % half) + within / half;
 }
 
+/* The row of the file that goes to a column of B transposed: the inverse of column_of. */
+static size_t row_of(size_t column, size_t n_out, int heads) {
+    if (heads == 0) {
+        return column;
+    }
+    size_t head = n_out / (size_t)heads;
+    size_t within = column % head;
+    return column - within + within / 2 + within % 2 * (head / 2);
+}
+
 /* Elements first .. first + n of A, in file order, to their padded rows. */
 static void pack_a(const gr_module *m, const void *x, size_t first, size_t n) {
-    size_t size = element(m->type), n_in = (size_t)m->n_in;
+    size_t size = m->type == GR_DTYPE_Q8_0 ? sizeof(float) : element(m->type), n_in = (size_t)m->n_in;
     const char *from = x;
     while (n > 0) {
         size_t row = first / n_in, column = first % n_in;
-        size_t run = n_in - column < n ? n_in - column : n;
-        memcpy((char *)m->a + (row * (size_t)m->stride_in + column) * size, from, run * size);
+        size_t run = n_in - column < n ? n_in - column : n, at = row * (size_t)m->stride_in + column;
+        if (m->type == GR_DTYPE_Q8_0) {
+            gr_f32_to_q8_0((gr_q8_0 *)m->a + at / GR_Q8_0_BLOCK, (const float *)(const void *)from, run);
+        } else {
+            memcpy((char *)m->a + at * size, from, run * size);
+        }
         from += run * size;
         first += run;
         n -= run;
@@ -136,9 +157,33 @@ static void transpose_32(float *out, size_t stride, const float *x, size_t rank,
     }
 }
 
+/* Rows of B whose columns are whole blocks, to those. */
+static void pack_b_q8_0(const gr_module *m, const float *x, size_t first, size_t n_rows, int heads) {
+    size_t rank = (size_t)m->rank;
+    for (size_t c = 0; c < n_rows; c += GR_Q8_0_BLOCK) {
+        size_t n = n_rows - c < GR_Q8_0_BLOCK ? n_rows - c : GR_Q8_0_BLOCK;
+        const float *from[GR_Q8_0_BLOCK];
+        float block[GR_Q8_0_BLOCK];
+        for (size_t i = 0; i < n; i++) {
+            from[i] = x + (row_of(first + c + i, (size_t)m->n_out, heads) - first) * rank;
+        }
+        for (size_t k = 0; k < rank; k++) {
+            for (size_t i = 0; i < n; i++) {
+                block[i] = from[i][k];
+            }
+            size_t at = k * (size_t)m->stride_out + first + c;
+            gr_f32_to_q8_0((gr_q8_0 *)m->b + at / GR_Q8_0_BLOCK, block, n);
+        }
+    }
+}
+
 /* Whole rows of B, from `first` on, to columns of B transposed. */
 static void pack_b(const gr_module *m, const void *x, size_t first, size_t n_rows, int heads) {
     size_t rank = (size_t)m->rank, stride = (size_t)m->stride_out;
+    if (m->type == GR_DTYPE_Q8_0) {
+        pack_b_q8_0(m, x, first, n_rows, heads);
+        return;
+    }
     for (size_t r = 0; r < n_rows; r += TILE) {
         size_t n = n_rows - r < TILE ? n_rows - r : TILE;
         size_t to[TILE];
@@ -158,12 +203,12 @@ static void pack_b(const gr_module *m, const void *x, size_t first, size_t n_row
 typedef struct builder {
     const gr_plan *plan;
     gr_adapter *adapter;
-    bool *unfit;        /* by module: float16 cannot hold it */
+    gr_dtype *needed;   /* by module: the narrowest type that can hold it, of those that are not narrower than asked */
     piece *pieces;      /* all tensors, by offset in the file */
     size_t n_pieces;
-    gr_sha256 hash;
-    uint64_t hashed;    /* bytes of the file that are in the hash */
-    void *raw;          /* CHUNK elements as in the file */
+    gr_hash_ring ring;  /* `chunk` elements as in the file in each buffer, and the hash over them */
+    size_t chunk;       /* CHUNK, or more if some tensor's steps are larger */
+    uint64_t hashed;    /* bytes of the file that are in the hash, or on their way into it */
     float *wide;        /* the same in float32 */
     uint16_t *narrow;   /* the same in float16 */
 } builder;
@@ -191,21 +236,21 @@ static int not_finite(const piece *p, size_t first, size_t n, const void *x, gr_
  * Turns raw elements into the module's type. *out points to them, *largest is the largest magnitude: as float16 bits
  * if both types are float16, else as float32 bits.
  */
-static int convert(builder *b, const piece *p, size_t first, size_t n, const void **out, uint32_t *largest,
-                   graft_error *err) {
+static int convert(builder *b, const piece *p, const void *raw, size_t first, size_t n, const void **out,
+                   uint32_t *largest, graft_error *err) {
     gr_dtype from = p->tensor->dtype, to = p->module->type;
     if (from == GR_DTYPE_F16 && to == GR_DTYPE_F16) {
-        *largest = gr_f16_largest(b->raw, n);
-        *out = b->raw;
-        return *largest < GR_F16_INFINITY ? 0 : not_finite(p, first, n, b->raw, from, err);
+        *largest = gr_f16_largest(raw, n);
+        *out = raw;
+        return *largest < GR_F16_INFINITY ? 0 : not_finite(p, first, n, raw, from, err);
     }
     const float *wide = b->wide;
     if (from == GR_DTYPE_F16) {
-        gr_f16_to_f32(b->wide, b->raw, n);
+        gr_f16_to_f32(b->wide, raw, n);
     } else if (from == GR_DTYPE_BF16) {
-        gr_bf16_to_f32(b->wide, b->raw, n);
+        gr_bf16_to_f32(b->wide, raw, n);
     } else {
-        wide = b->raw;
+        wide = raw;
     }
     *largest = gr_f32_largest(wide, n);
     if (*largest >= GR_F32_INFINITY) {
@@ -219,30 +264,78 @@ static int convert(builder *b, const piece *p, size_t first, size_t n, const voi
     return 0;
 }
 
-static bool fits_f16(const piece *p, uint32_t largest) {
-    return p->tensor->dtype == GR_DTYPE_F16 || largest == 0 ||
-           (largest <= GR_F32_F16_MAX && largest >= GR_F32_F16_NORMAL);
+static gr_dtype wider(gr_dtype a, gr_dtype b) {
+    return a == GR_DTYPE_F32 || b == GR_DTYPE_F32   ? GR_DTYPE_F32
+           : a == GR_DTYPE_F16 || b == GR_DTYPE_F16 ? GR_DTYPE_F16
+                                                    : GR_DTYPE_Q8_0;
+}
+
+/* The narrowest type from the module's own on that can hold a matrix. */
+static gr_dtype needed_type(const piece *p, uint32_t largest) {
+    bool in_range = largest == 0 || largest >= GR_F32_F16_NORMAL;
+    gr_dtype type = p->module->type;
+    if (type == GR_DTYPE_Q8_0 && !(in_range && largest <= GR_F32_Q8_0_MAX)) {
+        type = GR_DTYPE_F16;
+    }
+    if (type == GR_DTYPE_F16 && p->tensor->dtype != GR_DTYPE_F16 && !(in_range && largest <= GR_F32_F16_MAX)) {
+        type = GR_DTYPE_F32;
+    }
+    return type;
+}
+
+/*
+ * Rows of B that must be packed together: in Q8_0 those of whole blocks, of which each takes rows from both halves of
+ * a rotary head.
+ */
+static size_t rows_together(size_t n_out, int heads, gr_dtype type) {
+    if (type != GR_DTYPE_Q8_0 || heads == 0) {
+        return type == GR_DTYPE_Q8_0 ? GR_Q8_0_BLOCK : 1;
+    }
+    size_t head = n_out / (size_t)heads, rows = head;
+    while (rows % GR_Q8_0_BLOCK != 0 && rows < n_out) {
+        rows += head;
+    }
+    return rows;
+}
+
+/* Elements to read and pack at once of a B: whole rows. */
+static size_t step_of_b(size_t rank, size_t n_out, int heads, gr_dtype type) {
+    size_t together = rows_together(n_out, heads, type), rows = CHUNK / rank / together * together;
+    return (rows > 0 ? rows : together) * rank;
+}
+
+/* The same of A, from element `first` on: whole rows, or parts of one that end where blocks do. */
+static size_t step_of_a(size_t n_in, size_t first) {
+    size_t left = n_in - first % n_in;
+    return n_in <= CHUNK ? CHUNK / n_in * n_in : left < CHUNK ? left : CHUNK;
+}
+
+static size_t step_of(const piece *p, size_t first) {
+    const gr_module *m = p->module;
+    return p->is_b ? step_of_b((size_t)m->rank, (size_t)m->n_out, p->entry->permute_heads, m->type)
+                   : step_of_a((size_t)m->n_in, first);
 }
 
 /* Reads, checks and packs one tensor; with `hash` its bytes go into the generation. */
 static int load_piece(builder *b, const piece *p, bool hash, graft_error *err) {
     size_t rank = (size_t)p->module->rank, size = element(p->tensor->dtype);
     size_t total = rank * (size_t)(p->is_b ? p->module->n_out : p->module->n_in);
-    size_t step = p->is_b ? CHUNK / rank * rank : CHUNK; /* B in whole rows */
     uint32_t largest = 0;
-    for (size_t first = 0; first < total; first += step) {
-        size_t n = total - first < step ? total - first : step;
+    for (size_t first = 0, n; first < total; first += n) {
+        n = step_of(p, first);
+        n = total - first < n ? total - first : n;
         const void *x = NULL;
         uint32_t chunk_largest = 0;
-        int rc = gr_file_read(&b->plan->source->weights, b->raw, n * size, p->tensor->offset + first * size, err);
+        void *raw = gr_hash_ring_take(&b->ring);
+        int rc = gr_file_read(&b->plan->source->weights, raw, n * size, p->tensor->offset + first * size, err);
         if (rc) {
             return rc;
         }
-        if (hash) {
-            gr_sha256_add(&b->hash, b->raw, n * size);
+        if (hash) { /* while it is being hashed, it is converted here */
+            gr_hash_ring_put(&b->ring, n * size);
             b->hashed += n * size;
         }
-        if ((rc = convert(b, p, first, n, &x, &chunk_largest, err)) != 0) {
+        if ((rc = convert(b, p, raw, first, n, &x, &chunk_largest, err)) != 0) {
             return rc;
         }
         largest = chunk_largest > largest ? chunk_largest : largest;
@@ -252,12 +345,9 @@ static int load_piece(builder *b, const piece *p, bool hash, graft_error *err) {
             pack_a(p->module, x, first, n);
         }
     }
-    if (p->is_b) {
-        p->module->zero = largest == 0;
-    }
-    if (p->module->type == GR_DTYPE_F16 && !fits_f16(p, largest)) {
-        b->unfit[p->module - b->adapter->modules] = true;
-    }
+    p->module->zero = p->module->zero || largest == 0;
+    gr_dtype *needed = &b->needed[p->module - b->adapter->modules];
+    *needed = wider(*needed, needed_type(p, largest));
     return 0;
 }
 
@@ -266,20 +356,20 @@ static int hash_until(builder *b, uint64_t end, graft_error *err) {
     while (b->hashed < end) {
         uint64_t left = end - b->hashed;
         size_t n = left < CHUNK ? (size_t)left : CHUNK;
-        int rc = gr_file_read(&b->plan->source->weights, b->raw, n, b->hashed, err);
+        int rc = gr_file_read(&b->plan->source->weights, gr_hash_ring_take(&b->ring), n, b->hashed, err);
         if (rc) {
             return rc;
         }
-        gr_sha256_add(&b->hash, b->raw, n);
+        gr_hash_ring_put(&b->ring, n);
         b->hashed += n;
     }
     return 0;
 }
 
-/* Once more, into a block of its own in float32. Rare, so reading twice is better than a pass over every file. */
-static int load_in_f32(builder *b, size_t module, graft_error *err) {
+/* Once more, into a block of its own in a wider type. Rare, so reading twice is better than a pass over every file. */
+static int load_again(builder *b, size_t module, graft_error *err) {
     gr_module *m = &b->adapter->modules[module];
-    m->type = GR_DTYPE_F32;
+    m->type = b->needed[module];
     m->own = gr_alloc_aligned((size_t)module_bytes(m));
     if (!m->own) {
         return gr_fail_memory(err, (size_t)module_bytes(m));
@@ -294,7 +384,8 @@ static int load_in_f32(builder *b, size_t module, graft_error *err) {
 static int load_all(builder *b, graft_error *err) {
     const gr_file *f = &b->plan->source->weights;
     int rc;
-    gr_sha256_add(&b->hash, b->plan->source->config_hash, sizeof b->plan->source->config_hash);
+    memcpy(gr_hash_ring_take(&b->ring), b->plan->source->config_hash, GR_SHA256_SIZE);
+    gr_hash_ring_put(&b->ring, GR_SHA256_SIZE);
     for (size_t i = 0; i < b->n_pieces; i++) {
         const piece *p = &b->pieces[i];
         if ((rc = hash_until(b, p->tensor->offset, err)) != 0 || (rc = load_piece(b, p, true, err)) != 0) {
@@ -305,7 +396,7 @@ static int load_all(builder *b, graft_error *err) {
         return rc;
     }
     for (size_t i = 0; i < b->adapter->n_modules; i++) {
-        if (b->unfit[i] && (rc = load_in_f32(b, i, err)) != 0) {
+        if (b->needed[i] != b->adapter->modules[i].type && (rc = load_again(b, i, err)) != 0) {
             return rc;
         }
     }
@@ -313,7 +404,7 @@ static int load_all(builder *b, graft_error *err) {
         return rc;
     }
     uint8_t hash[GR_SHA256_SIZE];
-    if ((rc = gr_sha256_result(&b->hash, hash, err)) == 0) {
+    if ((rc = gr_hash_ring_result(&b->ring, hash, err)) == 0) {
         gr_sha256_hex(b->adapter->generation, hash);
     }
     return rc;
@@ -361,18 +452,28 @@ static int by_offset(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+static size_t chunk_of(const gr_plan *plan, gr_dtype type) {
+    size_t chunk = CHUNK;
+    for (size_t i = 0; i < plan->n; i++) {
+        const gr_plan_entry *e = &plan->entries[i];
+        size_t step = step_of_b((size_t)e->rank, (size_t)plan->base->weights[e->weight].n_out, e->permute_heads, type);
+        chunk = step > chunk ? step : chunk;
+    }
+    return chunk;
+}
+
 static int prepare(builder *b, graft_error *err) {
     size_t n = b->plan->n;
-    b->unfit = gr_calloc(n, sizeof *b->unfit);
+    b->needed = gr_calloc(n, sizeof *b->needed);
     b->pieces = gr_calloc(n, 2 * sizeof *b->pieces);
-    b->raw = gr_alloc_aligned(CHUNK * sizeof(float));
-    b->wide = gr_alloc_aligned(CHUNK * sizeof(float));
-    b->narrow = gr_alloc_aligned(CHUNK * sizeof(uint16_t));
-    if (!b->unfit || !b->pieces || !b->raw || !b->wide || !b->narrow) {
-        return gr_fail_memory(err, CHUNK * sizeof(float) + 2 * n * sizeof *b->pieces);
+    b->wide = gr_alloc_aligned(b->chunk * sizeof(float));
+    b->narrow = gr_alloc_aligned(b->chunk * sizeof(uint16_t));
+    if (!b->needed || !b->pieces || !b->wide || !b->narrow) {
+        return gr_fail_memory(err, b->chunk * sizeof(float) + 2 * n * sizeof *b->pieces);
     }
     for (size_t i = 0; i < n; i++) {
         const gr_plan_entry *e = &b->plan->entries[i];
+        b->needed[i] = b->adapter->modules[i].type;
         b->pieces[b->n_pieces++] = (piece){e->a, e, &b->adapter->modules[i], false};
         b->pieces[b->n_pieces++] = (piece){e->b, e, &b->adapter->modules[i], true};
     }
@@ -381,21 +482,23 @@ static int prepare(builder *b, graft_error *err) {
 }
 
 int gr_adapter_build(gr_adapter **out, const gr_plan *plan, graft_adapter_type type, graft_error *err) {
-    builder b = {.plan = plan};
-    gr_sha256_init(&b.hash);
-    int rc = make_adapter(&b.adapter, plan, type, err);
+    builder b = {.plan = plan, .chunk = chunk_of(plan, stored_as(type))};
+    bool beside = plan->source->weights.size >= HASH_BESIDE;
+    int rc = gr_hash_ring_start(&b.ring, b.chunk * sizeof(float), beside, err);
+    if (!rc) {
+        rc = make_adapter(&b.adapter, plan, type, err);
+    }
     if (!rc) {
         rc = prepare(&b, err);
     }
     if (!rc) {
         rc = load_all(&b, err);
     }
+    gr_hash_ring_finish(&b.ring);
     gr_free(b.narrow);
     gr_free(b.wide);
-    gr_free(b.raw);
     gr_free(b.pieces);
-    gr_free(b.unfit);
-    gr_sha256_finish(&b.hash);
+    gr_free(b.needed);
     if (rc) {
         gr_adapter_release(b.adapter);
         return rc;
@@ -409,49 +512,6 @@ int gr_adapter_build(gr_adapter **out, const gr_plan *plan, graft_adapter_type t
 }
 
 /* ---- loading, sharing ----------------------------------------------------------------------------------- */
-
-static void log_warnings(const gr_log *log, const char *path, const gr_report *report) {
-    char q[GR_QUOTE_SIZE];
-    gr_quote(q, path, strlen(path));
-    for (size_t i = 0; i < report->n; i++) {
-        const gr_reason *r = &report->reasons[i];
-        if (r->severity == GRAFT_LOG_WARN) {
-            gr_log_line(log, GRAFT_LOG_WARN, "adapter %s: %s%s%s", q, r->where, r->where[0] ? ": " : "",
-                        r->error.message);
-        }
-    }
-}
-
-int gr_adapter_open(gr_adapter **out, const gr_base_model *base, const char *path, graft_adapter_type type,
-                    uint64_t max_bytes, const gr_log *log, graft_error *err) {
-    int64_t start = gr_now_us();
-    gr_report report;
-    gr_source *source = NULL;
-    gr_plan *plan = NULL;
-    gr_adapter *a = NULL;
-    gr_report_init(&report);
-    int rc = gr_source_open(&source, path, max_bytes, &report, err);
-    if (!rc) {
-        rc = gr_verify(&plan, base, source, &report, err);
-    }
-    log_warnings(log, path, &report);
-    if (!rc) {
-        rc = gr_adapter_build(&a, plan, type, err);
-    }
-    if (!rc) {
-        a->load_ms = (double)(gr_now_us() - start) / 1000.0;
-        if (a->no_effect) {
-            char q[GR_QUOTE_SIZE];
-            gr_log_line(log, GRAFT_LOG_WARN, "adapter %s: every B is zero, it cannot change an answer",
-                        gr_quote(q, path, strlen(path)));
-        }
-        *out = a;
-    }
-    gr_plan_free(plan);
-    gr_source_close(source);
-    gr_report_finish(&report);
-    return rc;
-}
 
 gr_adapter *gr_adapter_retain(gr_adapter *a) {
     if (a) {

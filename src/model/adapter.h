@@ -4,8 +4,11 @@
  * Packing. For each module A is stored as [rank][n_in] (row k is what x is multiplied with to give t[k]) and B
  * transposed as [rank][n_out] (row k is what t[k] spreads over y), so both kernels run along contiguous memory.
  * Rows are padded with zeros to a multiple of GR_PAD elements; each matrix starts 64-byte aligned, so its rows are
- * 64-byte aligned in float32 and 32-byte aligned in float16. The scale is not folded in: it is applied in float32 to
- * t, so float16 files are stored exactly.
+ * 64-byte aligned in float32 and float16. The scale is not folded in: it is applied in float32 to t, so float16 files
+ * are stored exactly.
+ *
+ * Q8_0 is ggml's block form (convert.h): 32 neighbours in a packed row share a factor, 34 bytes instead of float16's 64.
+ * Only the matrices are rounded: x and t stay float32, and every product is one of float32 numbers.
  */
 #ifndef GR_ADAPTER_H
 #define GR_ADAPTER_H
@@ -14,7 +17,7 @@
 
 #include <stdatomic.h>
 
-#define GR_PAD 16 /* elements; rows of A and B^T are padded to it */
+#define GR_PAD 32 /* elements; rows of A and B^T are padded to it: GR_Q8_0_BLOCK, so that rows are whole blocks */
 
 typedef struct gr_module {
     int weight;          /* id in the base's table */
@@ -23,11 +26,11 @@ typedef struct gr_module {
     int stride_in;       /* n_in rounded up to GR_PAD: elements between rows of A */
     int stride_out;      /* n_out rounded up: elements between rows of B^T */
     float scale;
-    gr_dtype type;       /* GR_DTYPE_F16 or GR_DTYPE_F32 */
+    gr_dtype type;       /* GR_DTYPE_F16, GR_DTYPE_F32 or GR_DTYPE_Q8_0 */
     const void *a;       /* [rank][stride_in] */
     const void *b;       /* [rank][stride_out]: B transposed, rows already permuted */
-    bool zero;           /* B is all zero: contributes nothing */
-    void *own;           /* holds a and b if the module had to stay in F32 among F16 ones; else NULL */
+    bool zero;           /* A or B is all zero: contributes nothing */
+    void *own;           /* holds a and b if the module could not be stored as the others are; else NULL */
 } gr_module;
 
 typedef struct gr_adapter {
@@ -40,20 +43,27 @@ typedef struct gr_adapter {
     uint64_t bytes;           /* everything this object allocated */
     int rank_min, rank_max;
     bool no_effect;           /* every module is zero */
-    graft_adapter_type type;  /* as asked for; single modules may be F32 where F16 would overflow */
+    graft_adapter_type type;  /* as asked for; single modules may be of a wider one: see gr_adapter_build */
     char generation[65];      /* hex SHA-256 over config and weights file, as read */
     char *path;
     const char *format;       /* "peft", "gguf" */
     double load_ms;
 } gr_adapter;
 
-/* Bytes that gr_adapter_build will hold, known before reading any matrix. Modules that do not fit float16 add to it. */
+/* Bytes of n packed elements; n is a multiple of GR_PAD for Q8_0. */
+size_t gr_packed_size(gr_dtype type, size_t n);
+
+/* Bytes that gr_adapter_build will hold, known before reading any matrix. Modules that do not fit `type` add to it. */
 uint64_t gr_adapter_size(const gr_plan *plan, graft_adapter_type type);
 
 /*
  * Reads, converts, permutes and packs all matrices; hashes the whole weights file on the way, in one pass, so the
- * generation is that of the very bytes that were packed. With F16 a module stays in F32 if a value of a BF16 or F32
- * file exceeds 65504, or if a whole matrix is so small (below 2^-14) that float16 would lose its precision.
+ * generation is that of the very bytes that were packed. Large files are hashed on a thread of the call's own.
+ *
+ * With F16 a module stays in F32 if a value of a BF16 or F32 file exceeds 65504, or if a whole matrix is so small
+ * (below 2^-14) that float16 would lose its precision. With Q8_0 it stays in F16, or in F32 by the same rules, if a value
+ * exceeds 65024 or a whole matrix is below 2^-14, where the blocks' float16 factors would have no more than three bits.
+ * Small blocks in a matrix that is larger as a whole lose no more than they would in float16.
  * Errors: NON_FINITE (tensor and index), IO_ERROR, CHANGED_WHILE_READING, OUT_OF_MEMORY. No lock, any thread.
  * *out has one reference.
  */

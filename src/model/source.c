@@ -223,6 +223,11 @@ static int open_either(gr_source *s, uint64_t max_bytes, gr_report *report, graf
         close(dir);
         return rc;
     }
+    if (gr_open_code(errno) == GRAFT_E_IO_ERROR || gr_open_code(errno) == GRAFT_E_OUT_OF_MEMORY) {
+        char q[GR_QUOTE_PATH_SIZE];
+        int why = errno; /* it may well be a folder */
+        return gr_fail(err, gr_open_code(why), "%s: cannot be opened: %s", gr_quote_path(q, s->path), strerror(why));
+    }
     /* No folder: gr_file_open finds out what else, and words the error. */
     return open_file(s, max_bytes, err);
 }

@@ -26,8 +26,8 @@ typedef struct gr_source {
 /*
  * Opens the PEFT folder or GGUF file at `path`. Both files of a folder are opened relative to one descriptor of
  * the folder. Config findings go to `report` (the source is then open, and not loadable); the rest is returned:
- * ADAPTER_FILE_MISSING (`path` itself), MISSING_FILE (names which), CONFIG_MISSING (also for the path of a safetensors
- * file: the folder is wanted), NOT_READABLE, NOT_REGULAR_FILE, TOO_LARGE (more than max_bytes, before reading),
+ * ADAPTER_FILE_MISSING (`path` itself; what is wrong with that says all of it), MISSING_FILE (names which), CONFIG_MISSING (also for the path of a safetensors
+ * file: the folder is wanted), NOT_READABLE, NOT_REGULAR_FILE, IO_ERROR (also: no descriptors are left), TOO_LARGE (more than max_bytes, before reading),
  * PICKLE_REFUSED (adapter_model.bin and no safetensors, or a file with such a name), SHARDED_UNSUPPORTED, LFS_POINTER,
  * UNSUPPORTED_FORMAT, NOT_AN_ADAPTER, JSON (JSON_TOO_LARGE above 1 MiB of config), safetensors and GGUF codes.
  * *out: gr_source_close.

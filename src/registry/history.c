@@ -82,6 +82,7 @@ static bool state_after(graft_registered_state *out, int code) {
     case GRAFT_E_ADAPTER_FILE_MISSING: *out = GRAFT_REGISTERED_MISSING; return true;
     case GRAFT_E_CHANGED_ON_DISK: *out = GRAFT_REGISTERED_CHANGED; return true;
     case GRAFT_E_OUT_OF_MEMORY:
+    case GRAFT_E_IO_ERROR:
     case GRAFT_E_INTERNAL:
     case GRAFT_E_CANCELLED:
     case GRAFT_E_SHUTTING_DOWN:
@@ -98,7 +99,7 @@ static bool state_after(graft_registered_state *out, int code) {
 static void now_loaded(graft_registry *r, gr_row *row, const gr_event *e, int64_t now) {
     char before[65];
     gr_generation_get(row, before);
-    if (e->generation && strcmp(before, e->generation) != 0) {
+    if (e->generation && !e->stale && strcmp(before, e->generation) != 0) {
         gr_generation_set(row, e->generation);
         row->changed = before[0] ? now : row->changed;
     }

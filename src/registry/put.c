@@ -39,6 +39,7 @@ typedef struct project_task {
     gr_task task;
     const char *name, *to;
     char *new_name;       /* rename: then the old one */
+    char *adapters;       /* rename: their names, each with its NUL, and one more NUL; for the caller to free */
     gr_project *project;  /* add: until it is inserted; remove: once it is taken out; to be freed by the caller */
 } project_task;
 
@@ -70,6 +71,19 @@ int gr_registry_project_add(gr_registry *r, const char *project, graft_error *er
     return rc;
 }
 
+/* The names of its adapters at this moment, for telling once they are out of reach under it. NULL if memory is out. */
+static char *names_of(const gr_project *p) {
+    size_t room = 1;
+    for (size_t i = 0; i < p->n; i++) {
+        room += strlen(p->rows[i]->name) + 1;
+    }
+    char *names = gr_zalloc(room), *at = names;
+    for (size_t i = 0; names && i < p->n; i++) {
+        at = strcpy(at, p->rows[i]->name) + strlen(p->rows[i]->name) + 1;
+    }
+    return names;
+}
+
 static int rename_run(graft_registry *r, gr_task *task, graft_error *err) {
     project_task *t = (project_task *)task;
     const gr_project *p = gr_index_project(&r->index, t->name);
@@ -80,7 +94,8 @@ static int rename_run(graft_registry *r, gr_task *task, graft_error *err) {
         return gr_fail(err, GRAFT_E_CONFLICT, "there is a project \"%s\" already", t->to);
     }
     t->new_name = gr_strdup(t->to);
-    if (!t->new_name) {
+    t->adapters = names_of(p);
+    if (!t->new_name || !t->adapters) {
         return gr_fail_memory(err, strlen(t->to) + 1);
     }
     return gr_store_run(&r->store, err, "UPDATE projects SET name=?1, changed=?2 WHERE id=?3", "sii", t->to, gr_wall_seconds(), p->id);
@@ -101,6 +116,10 @@ int gr_registry_project_rename(gr_registry *r, const char *from, const char *to,
     }
     project_task t = {.task = {.run = rename_run, .apply = rename_apply, .writes = true}, .name = from, .to = to};
     rc = gr_writer_do(r, &t.task, err);
+    for (const char *a = t.adapters; !rc && *a; a += strlen(a) + 1) {
+        gr_registry_tell(r, GR_REGISTRY_REMOVED, from, a);
+    }
+    gr_free(t.adapters);
     gr_free(t.new_name);
     return rc;
 }
@@ -124,6 +143,9 @@ int gr_registry_project_remove(gr_registry *r, const char *project, graft_error 
     }
     project_task t = {.task = {.run = remove_run, .apply = remove_apply, .writes = true}, .name = project};
     rc = gr_writer_do(r, &t.task, err);
+    for (size_t i = 0; !rc && i < t.project->n; i++) {
+        gr_registry_tell(r, GR_REGISTRY_REMOVED, project, t.project->rows[i]->name);
+    }
     gr_project_free(t.project);
     return rc;
 }
@@ -267,6 +289,7 @@ static void put_apply_one(graft_registry *r, gr_put *put) {
     put->found.path = path;
     put->error = error;
     put->changed = strcmp(before, put->found.generation) != 0;
+    put->moved = strcmp(path, row->path) != 0;
     gr_generation_set(row, put->found.generation);
     row->format = (uint8_t)gr_format_of(put->found.format);
     row->rank = put->found.rank;
@@ -346,6 +369,9 @@ static int put_examined(gr_registry *r, const char *project, const char *adapter
     if (!rc && changed) {
         *changed = put.changed;
     }
+    if (!rc && put.outcome == GR_PUT_UPDATED && (put.changed || put.moved)) {
+        gr_registry_tell(r, GR_REGISTRY_CHANGED, project, adapter);
+    }
     gr_examined_finish(&put.found);
     return rc;
 }
@@ -408,6 +434,9 @@ int gr_registry_adapter_remove(gr_registry *r, const char *project, const char *
                   .adapter = adapter ? adapter : GR_DEFAULT_ADAPTER};
     int rc = check_names(t.project, t.adapter, err);
     rc = rc ? rc : gr_writer_do(r, &t.task, err);
+    if (!rc) {
+        gr_registry_tell(r, GR_REGISTRY_REMOVED, t.project, t.adapter);
+    }
     gr_row_free(t.row);
     return rc;
 }
@@ -431,5 +460,9 @@ int gr_registry_adapter_pin(gr_registry *r, const char *project, const char *ada
     row_task t = {.task = {.run = pin_run, .apply = pin_apply, .writes = true}, .project = project,
                   .adapter = adapter ? adapter : GR_DEFAULT_ADAPTER, .pinned = pinned};
     int rc = check_names(t.project, t.adapter, err);
-    return rc ? rc : gr_writer_do(r, &t.task, err);
+    rc = rc ? rc : gr_writer_do(r, &t.task, err);
+    if (!rc) {
+        gr_registry_tell(r, pinned ? GR_REGISTRY_PINNED : GR_REGISTRY_UNPINNED, t.project, t.adapter);
+    }
+    return rc;
 }

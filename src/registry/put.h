@@ -20,6 +20,7 @@ typedef struct gr_put {
     graft_error refused;    /* code 0, or why this one was not registered (CONFLICT, NOT_FOUND) */
     gr_put_outcome outcome;
     bool changed;           /* another generation than before */
+    bool moved;             /* another path than before */
     /* Between preparing and applying: */
     gr_project *new_project;
     gr_row *new_row, *row;

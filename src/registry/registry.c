@@ -17,14 +17,14 @@
 
 /* ---- opening and closing -------------------------------------------------------------------------------- */
 
-static int take_lock(gr_registry *r, const char *path, int wait_ms, graft_error *err) {
+int gr_registry_lock(gr_lock *out, const char *path, int wait_ms, graft_error *err) {
     size_t room = strlen(path) + sizeof ".lock";
     char *lock = gr_alloc(room);
     if (!lock) {
         return gr_fail_memory(err, room);
     }
     snprintf(lock, room, "%s.lock", path);
-    int rc = gr_lock_take(&r->lock, lock, (int64_t)wait_ms * 1000, err);
+    int rc = gr_lock_take(out, lock, (int64_t)wait_ms * 1000, err);
     gr_free(lock);
     return rc;
 }
@@ -48,12 +48,16 @@ static int open_all(gr_registry *r, const graft_registry_options *o, graft_error
     if (rc) {
         return rc;
     }
-    if (!o->read_only && (rc = take_lock(r, path, o->wait_ms, err)) != 0) {
+    if (!o->read_only && (rc = gr_registry_lock(&r->lock, path, o->wait_ms, err)) != 0) {
         gr_free(path);
         return rc;
     }
     rc = gr_store_open(&r->store, path, o->read_only, o->wait_ms, err);
     rc = rc ? rc : gr_registry_load(r, err);
+    if (rc == GRAFT_E_REGISTRY_INVALID && gr_store_resolve(&path, o->path, NULL) == 0) {
+        gr_backup_mention(path, r->store.not_ours, err);
+        gr_free(path);
+    }
     return rc ? rc : gr_writer_start(r, err);
 }
 
@@ -71,6 +75,7 @@ int gr_registry_open(gr_registry **out, const graft_registry_options *o, graft_e
     gr_index_init(&r->index);
     gr_cond_init(&r->work);
     gr_cond_init(&r->ended);
+    gr_cond_init(&r->told);
     int rc = open_all(r, o, err);
     if (rc) {
         gr_registry_close(r);
@@ -88,6 +93,7 @@ void gr_registry_close(gr_registry *r) {
     gr_store_close(&r->store);
     gr_lock_give(&r->lock); /* last: whoever takes it now finds the file at rest */
     gr_history_free_notes(r->notes);
+    gr_cond_finish(&r->told);
     gr_cond_finish(&r->ended);
     gr_cond_finish(&r->work);
     gr_index_finish(&r->index);

@@ -7,7 +7,8 @@
  *     examine.c   an adapter's files               load.c     file -> memory, at opening
  *     scan.c      a folder of adapters             writer.c   the thread that owns the file
  *     put.c       the changes                      history.c  events -> counters, log
- *     list.c      snapshots for callers            registry.c opening, closing, the catalog
+ *     list.c      snapshots for callers            watch.c    telling the loader of changes
+ *     registry.c  opening, closing, the catalog    backup.c   the copy beside the file, and going back to it
  */
 #ifndef GR_REGISTRY_H
 #define GR_REGISTRY_H
@@ -29,6 +30,24 @@ int gr_registry_set_base(gr_registry *r, const uint8_t fingerprint[32], graft_er
 
 /* Writes the history down now. Errors: as a change's. */
 int gr_registry_flush(gr_registry *r, graft_error *err);
+
+/*
+ * Watching: for the loader, which holds versions of what the registry names. A new name is no change to it. A reload or a
+ * replacement that found the same path and content is none either. Renaming or removing a project tells REMOVED for each of
+ * its adapters, under the old name.
+ */
+typedef enum gr_registry_change { GR_REGISTRY_REMOVED, GR_REGISTRY_CHANGED, GR_REGISTRY_PINNED, GR_REGISTRY_UNPINNED } gr_registry_change;
+
+/*
+ * Told after a change was committed and applied, on the thread that made it, with no lock held. Two threads' changes of one
+ * name may be told in either order: ask the catalog how things stand. Must not call gr_registry_unwatch.
+ */
+typedef void (*gr_registry_watch_fn)(void *user, gr_registry_change change, const char *project, const char *adapter);
+
+/* One watcher at a time. Errors: CONFLICT (there is one). */
+int gr_registry_watch(gr_registry *r, gr_registry_watch_fn fn, void *user, graft_error *err);
+/* When it returns, fn is not running and will not be called again. */
+void gr_registry_unwatch(gr_registry *r);
 
 /* Names are checked; the rest is the caller's to give rightly (no NULL but where graft.h allows it). */
 int gr_registry_project_add(gr_registry *r, const char *project, graft_error *err);
@@ -54,6 +73,9 @@ typedef struct gr_scan_limits {
 
 int gr_registry_scan(gr_registry *r, const char *path, const gr_scan_limits *limits, graft_scan_fn fn, void *user,
                      graft_scan_summary *out, graft_error *err);
+
+int gr_registry_examine(graft_registry_condition *out, const graft_registry_options *options, graft_error *err);
+int gr_registry_recover(graft_registry_condition *out, const graft_registry_options *options, graft_error *err);
 
 /* Memory against the file, and the index's own invariants. For tests. */
 bool gr_registry_check(gr_registry *r);

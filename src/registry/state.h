@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "registry/index.h"
 #include "registry/lock.h"
+#include "registry/registry.h"
 #include "registry/store.h"
 
 #include <sys/types.h>
@@ -65,6 +66,14 @@ struct graft_registry {
     int64_t flush_at;     /* (m) when what is dirty gets written, on gr_now_us's clock; 0 = nothing is */
     bool flush_failed;    /* writer thread: said so already */
     const char *base;     /* (m) interned; of the base that is in use, or "" */
+
+    uint64_t backed_up;   /* writer thread: store.commits when the backup was made */
+    bool backup_failed;   /* writer thread: said so already */
+
+    gr_registry_watch_fn watch; /* (m) NULL = nobody watches */
+    void *watch_user;     /* (m) */
+    size_t telling;       /* (m) calls of a watcher that have not returned */
+    gr_cond told;         /* telling fell to 0 */
 };
 
 #define GR_NOTES 1024          /* events waiting; more are lost, and counted */
@@ -86,6 +95,18 @@ void gr_history_free_notes(gr_note *notes);
 /* A row's generation from 64 hex digits or ""; false if it is neither (the row then has none). And back. */
 bool gr_generation_set(gr_row *row, const char *hex);
 void gr_generation_get(const gr_row *row, char out[65]);
+
+/* backup.c. Writer thread: makes the backup anew, if `due` changes were made since. Says failures in the log, once. */
+#define GR_BACKUP_EVERY 256
+void gr_backup_if_due(graft_registry *r, uint64_t due);
+/* Adds to the REGISTRY_INVALID in *err what can be done about it. `path` as resolved. */
+void gr_backup_mention(const char *path, bool not_ours, graft_error *err);
+
+/* watch.c. Tells the watcher, if there is one. No mutex may be held. */
+void gr_registry_tell(graft_registry *r, gr_registry_change change, const char *project, const char *adapter);
+
+/* registry.c. Takes the lock that belongs to the registry at `path`, as resolved. */
+int gr_registry_lock(gr_lock *out, const char *path, int wait_ms, graft_error *err);
 
 /* load.c. Opening: reads all of the file into the index. */
 int gr_registry_load(graft_registry *r, graft_error *err);

@@ -17,7 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { FILE_NAME_ROOM = 16 /* what is put behind a registry's path: "-wal", ".new-journal" */ };
+enum { FILE_NAME_ROOM = GR_STORE_SUFFIX /* what is put behind a registry's path */ };
 
 /* What each version's tables are made of: step i leads from version i to i + 1. */
 static const char *const migrations[GR_STORE_VERSION] = {gr_schema_sql};
@@ -65,11 +65,15 @@ static int failed(const gr_store *s, graft_error *err) {
                    s->db ? sqlite3_errmsg(s->db) : "out of memory", sqlite);
 }
 
-static int invalid(const gr_store *s, graft_error *err, const char *why) {
+static int invalid(gr_store *s, graft_error *err, const char *why) {
     char q[GR_QUOTE_SIZE];
-    return gr_fail(err, GRAFT_E_REGISTRY_INVALID,
-                   "registry %s: %s; nothing was changed: put a good copy in its place, or move it away to start anew",
-                   quoted_path(s, q), why);
+    return gr_fail(err, GRAFT_E_REGISTRY_INVALID, "registry %s: %s; nothing was changed", quoted_path(s, q), why);
+}
+
+/* The same where a backup would not mend it. */
+static int not_ours(gr_store *s, graft_error *err, const char *why) {
+    s->not_ours = true;
+    return invalid(s, err, why);
 }
 
 /* ---- statements ----------------------------------------------------------------------------------------- */
@@ -131,8 +135,7 @@ const char *gr_store_text(sqlite3_stmt *statement, int column) {
     return text ? (const char *)text : "";
 }
 
-/* The one number that a statement gives. */
-static int number(gr_store *s, int64_t *out, const char *sql, graft_error *err) {
+int gr_store_number(gr_store *s, int64_t *out, const char *sql, graft_error *err) {
     sqlite3_stmt *statement;
     int rc = gr_store_query(s, &statement, err, sql, "");
     if (rc) {
@@ -156,7 +159,7 @@ static int script(gr_store *s, const char *sql, graft_error *err) {
 
 /* Writing to a file that nobody will find again would acknowledge what is lost; and SQLite, when it closes such a file,
  * would clear away the log of the one that took its place. */
-static int still_there(gr_store *s, graft_error *err) {
+int gr_store_still_there(gr_store *s, graft_error *err) {
     struct stat st;
     char q[GR_QUOTE_SIZE];
     if (!s->replaced && stat(s->path, &st) == 0 && (uint64_t)st.st_dev == s->device && (uint64_t)st.st_ino == s->inode) {
@@ -169,17 +172,19 @@ static int still_there(gr_store *s, graft_error *err) {
 }
 
 int gr_store_begin(gr_store *s, graft_error *err) {
-    int rc = still_there(s, err);
+    int rc = gr_store_still_there(s, err);
     return rc ? rc : script(s, "BEGIN IMMEDIATE", err);
 }
 
 int gr_store_commit(gr_store *s, graft_error *err) {
-    int rc = still_there(s, err);
+    int rc = gr_store_still_there(s, err);
     if (!rc) {
         rc = script(s, "COMMIT", err);
     }
     if (rc) {
         gr_store_rollback(s);
+    } else {
+        s->commits++;
     }
     return rc;
 }
@@ -229,13 +234,13 @@ static int check_bytes(gr_store *s, graft_error *err) {
     static const char magic[16] = "SQLite format 3";
     graft_error why;
     gr_file f;
-    char first[sizeof magic], q[GR_QUOTE_SIZE];
+    char first[sizeof magic];
     int rc = gr_file_open(&f, AT_FDCWD, s->path, &why);
     if (rc == GRAFT_E_NOT_REGULAR_FILE) {
-        return invalid(s, err, "is no regular file");
+        return not_ours(s, err, "is no regular file");
     }
     if (rc) {
-        return gr_fail(err, rc, "registry %s: %s", quoted_path(s, q), why.message);
+        return gr_fail(err, rc, "registry %.400s", why.message);
     }
     if (f.size < sizeof first) {
         rc = invalid(s, err, f.size ? "is cut short" : "is empty, which no registry ever is");
@@ -253,10 +258,9 @@ static int fail_making(const gr_store *s, graft_error *err) {
     return gr_fail(err, GRAFT_E_STORAGE_FULL, "registry %s: cannot be made: %s", quoted_path(s, q), strerror(errno));
 }
 
-/* The rename is only safe once the folder is on the disk too. Best effort: some file systems refuse. */
-static void sync_folder(const gr_store *s) {
+void gr_store_sync_folder(const char *path) {
     char folder[PATH_MAX];
-    snprintf(folder, sizeof folder, "%.*s", (int)(strrchr(s->path, '/') - s->path) + 1, s->path);
+    snprintf(folder, sizeof folder, "%.*s", (int)(strrchr(path, '/') - path) + 1, path);
     int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd >= 0) {
         fsync(fd);
@@ -320,21 +324,50 @@ static int migrate(gr_store *s, int64_t version, graft_error *err) {
 }
 
 static void remove_unfinished(const gr_store *s) {
-    static const char *const suffixes[] = {".new", ".new-journal", ".new-wal", ".new-shm"};
+    static const char *const suffixes[] = {".new", ".new-journal", ".new-wal", ".new-shm", GR_STORE_BACKUP "-new",
+                                           GR_STORE_BACKUP "-new-journal"};
     char path[PATH_MAX];
     for (size_t i = 0; i < sizeof suffixes / sizeof *suffixes; i++) {
         unlink(beside(path, s, suffixes[i]));
     }
 }
 
-/* A whole, empty registry at PATH.new. */
-static int make_new(gr_store *s, const char *path, graft_error *err) {
+static int make_empty(gr_store *s, const char *path, graft_error *err) {
     int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0) {
         return fail_making(s, err);
     }
     close(fd);
-    int rc = connect(s, path, SQLITE_OPEN_READWRITE, 0, err);
+    return 0;
+}
+
+int gr_store_copy(gr_store *s, const char *path, bool wal, graft_error *err) {
+    unlink(path);
+    int rc = make_empty(s, path, err);
+    rc = rc ? rc : gr_store_run(s, err, "VACUUM INTO ?1", "s", path);
+    if (!rc && wal) { /* a connection of its own: the copy must be at rest when it is renamed */
+        gr_store copy = {.path = s->path};
+        rc = connect(&copy, path, SQLITE_OPEN_READWRITE, 0, err);
+        rc = rc ? rc : script(&copy, "PRAGMA journal_mode=WAL", err);
+        if (copy.db) {
+            keep_as_it_is(&copy, false);
+            sqlite3_close(copy.db);
+        }
+    }
+    rc = rc ? rc : sync_file(s, path, err);
+    if (rc) {
+        unlink(path);
+    }
+    return rc;
+}
+
+/* A whole, empty registry at PATH.new. */
+static int make_new(gr_store *s, const char *path, graft_error *err) {
+    int rc = make_empty(s, path, err);
+    if (rc) {
+        return rc;
+    }
+    rc = connect(s, path, SQLITE_OPEN_READWRITE, 0, err);
     if (rc) {
         return rc;
     }
@@ -349,13 +382,19 @@ static int make_new(gr_store *s, const char *path, graft_error *err) {
     return rc ? rc : sync_file(s, path, err);
 }
 
-static int create(gr_store *s, graft_error *err) {
+/* A registry that is gone is no empty one. */
+static int check_gone(gr_store *s, graft_error *err) {
     char path[PATH_MAX];
     struct stat st;
     if (stat(beside(path, s, "-wal"), &st) == 0 && st.st_size > 0) {
         /* SQLite would pour it into the new file. */
         return invalid(s, err, "is gone, but its write-ahead log (-wal) is still there");
     }
+    return lstat(beside(path, s, GR_STORE_BACKUP), &st) == 0 ? invalid(s, err, "is gone, but its backup is still there") : 0;
+}
+
+static int create(gr_store *s, graft_error *err) {
+    char path[PATH_MAX];
     beside(path, s, ".new");
     int rc = make_new(s, path, err);
     if (!rc && rename(path, s->path) != 0) {
@@ -365,14 +404,14 @@ static int create(gr_store *s, graft_error *err) {
         remove_unfinished(s);
         return rc;
     }
-    sync_folder(s);
+    gr_store_sync_folder(s->path);
     return 0;
 }
 
 static int check_version(gr_store *s, bool read_only, graft_error *err) {
     int64_t application = 0, version = 0;
-    int rc = number(s, &application, "PRAGMA application_id", err);
-    rc = rc ? rc : number(s, &version, "PRAGMA user_version", err);
+    int rc = gr_store_number(s, &application, "PRAGMA application_id", err);
+    rc = rc ? rc : gr_store_number(s, &version, "PRAGMA user_version", err);
     if (rc) {
         return rc;
     }
@@ -382,10 +421,10 @@ static int check_version(gr_store *s, bool read_only, graft_error *err) {
     if (version < 1 || version > GR_STORE_VERSION) {
         char why[96];
         snprintf(why, sizeof why, "is of version %lld, this graft knows up to %d", (long long)version, GR_STORE_VERSION);
-        return invalid(s, err, why);
+        return (version < 1 ? invalid : not_ours)(s, err, why);
     }
     if (version < GR_STORE_VERSION && read_only) {
-        return invalid(s, err, "is of an older version; open it for writing once");
+        return not_ours(s, err, "is of an older version; open it for writing once");
     }
     return 0;
 }
@@ -399,7 +438,7 @@ static int check_whole(gr_store *s, graft_error *err) {
     rc = gr_store_step(s, statement, err);
     if (rc > 0) {
         const char *says = gr_store_text(statement, 0);
-        char q[GR_QUOTE_SIZE], why[GR_QUOTE_SIZE + 16];
+        char q[GR_QUOTE_SIZE], why[120]; /* short: what to do about it must still fit behind it */
         snprintf(why, sizeof why, "is damaged: %s", gr_quote(q, says, strlen(says)));
         rc = strcmp(says, "ok") == 0 ? 0 : invalid(s, err, why);
     }
@@ -437,7 +476,7 @@ static int open_existing(gr_store *s, bool read_only, int wait_ms, graft_error *
     int rc = check_bytes(s, err);
     rc = rc ? rc : connect_and_check(s, read_only, wait_ms, err);
     rc = rc ? rc : check_whole(s, err);
-    rc = rc ? rc : number(s, &version, "PRAGMA user_version", err);
+    rc = rc ? rc : gr_store_number(s, &version, "PRAGMA user_version", err);
     rc = rc ? rc : migrate(s, version, err);
     if (!rc && !read_only) {
         keep_as_it_is(s, false);
@@ -454,7 +493,10 @@ int gr_store_open(gr_store *s, char *path, bool read_only, int wait_ms, graft_er
         remove_unfinished(s);
     }
     if (lstat(path, &st) != 0 && errno == ENOENT) {
-        rc = read_only ? gr_fail(err, GRAFT_E_NOT_FOUND, "registry %s: there is none yet", quoted_path(s, q)) : create(s, err);
+        rc = check_gone(s, err);
+        rc = rc          ? rc
+             : read_only ? gr_fail(err, GRAFT_E_NOT_FOUND, "registry %s: there is none yet", quoted_path(s, q))
+                         : create(s, err);
     }
     rc = rc ? rc : open_existing(s, read_only, wait_ms, err);
     if (rc) {

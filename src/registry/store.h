@@ -17,11 +17,16 @@
 #define GR_STORE_VERSION 1
 #define GR_STORE_APPLICATION 0x47524654 /* "GRFT", PRAGMA application_id */
 
+#define GR_STORE_BACKUP ".backup"
+#define GR_STORE_SUFFIX 40 /* room for what is put behind a registry's path: ".damaged-20260131T120000Z-9-wal" */
+
 typedef struct gr_store {
     sqlite3 *db;
     char *path;              /* absolute, links resolved */
     uint64_t device, inode;  /* of the file that was opened */
     bool replaced;           /* another file lies there now: nothing is written any more */
+    bool not_ours;           /* opening failed because of what no backup mends: a newer version, no file at all */
+    uint64_t commits;        /* transactions so far */
 } gr_store;
 
 /* The file's absolute path with links resolved; its folder must exist. *out: gr_free. Errors: NOT_FOUND (the folder),
@@ -42,6 +47,17 @@ int gr_store_begin(gr_store *s, graft_error *err);
 int gr_store_commit(gr_store *s, graft_error *err);
 void gr_store_rollback(gr_store *s);
 
+/* Whether the file is still the one that was opened. Errors: REGISTRY_BUSY. */
+int gr_store_still_there(gr_store *s, graft_error *err);
+
+/*
+ * Writes all that is in the store to `path`, mode 0600, synced; what was there goes. With `wal` the copy is ready to be a
+ * registry. Fails if anything cannot be read. Errors: as gr_store_run.
+ */
+int gr_store_copy(gr_store *s, const char *path, bool wal, graft_error *err);
+/* A rename in the folder of `path` is only safe once the folder is on the disk too. Best effort: some file systems refuse. */
+void gr_store_sync_folder(const char *path);
+
 /*
  * Runs one statement without rows. `types` says what follows for its parameters: i int64_t, s const char *, d double.
  * Errors: STORAGE_FULL (could not be written), REGISTRY_BUSY, REGISTRY_INVALID (found damaged), OUT_OF_MEMORY, INTERNAL.
@@ -51,6 +67,8 @@ int gr_store_run(gr_store *s, graft_error *err, const char *sql, const char *typ
 int gr_store_query(gr_store *s, sqlite3_stmt **out, graft_error *err, const char *sql, const char *types, ...);
 /* Steps: 1 = a row, 0 = no more, negative = a code. */
 int gr_store_step(gr_store *s, sqlite3_stmt *statement, graft_error *err);
+/* The one number that a query gives. */
+int gr_store_number(gr_store *s, int64_t *out, const char *sql, graft_error *err);
 /* A column as text, never NULL; valid until the next step. */
 const char *gr_store_text(sqlite3_stmt *statement, int column);
 

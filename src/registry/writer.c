@@ -71,12 +71,16 @@ static void *writer_main(void *arg) {
             t->rc = rc;
             t->done = true; /* from here on it is its caller's */
             gr_cond_broadcast(&r->ended);
+            gr_mutex_unlock(m);
+            gr_backup_if_due(r, GR_BACKUP_EVERY);
+            gr_mutex_lock(m);
         } else if (r->stop) {
             break;
         } else if (r->flush_at && gr_now_us() >= r->flush_at) {
             r->flush_at = 0;
             gr_mutex_unlock(m);
             flush(r);
+            gr_backup_if_due(r, GR_BACKUP_EVERY);
             gr_mutex_lock(m);
         } else if (r->flush_at) {
             gr_cond_wait_until(&r->work, m, r->flush_at);
@@ -87,6 +91,7 @@ static void *writer_main(void *arg) {
     gr_mutex_unlock(m);
     if (!r->read_only) {
         flush(r);
+        gr_backup_if_due(r, 1);
     }
     return NULL;
 }

@@ -28,8 +28,10 @@ RSLORA = GOLDEN / "adapters/llama/rslora"
 PROJECTS = ROOT / "examples/projects"
 GRAFT = os.environ.get("GRAFT_BIN")
 MODEL = os.environ.get("GRAFT_TEST_MODEL")
-COMMANDS = ["run", "score", "inspect", "bench", "demo", "version"]
+COMMANDS = ["run", "score", "inspect", "bench", "bench-loader", "demo", "config", "version"]
 TIMEOUT = 300
+# Neither the settings nor the registry of whoever runs the tests.
+os.environ.update(GRAFT_CONFIG="/dev/null", GRAFT_REGISTRY="/nonexistent/registry.db")
 
 needs_model = unittest.skipUnless(MODEL, "GRAFT_TEST_MODEL is not set")
 
@@ -183,6 +185,11 @@ class Usage(Case):
         for good in ["n" * 128 + "=x", "a=x=y", "a=x@home", "a=x@0.5", "a=x@-1", "a=x@101@1"]:
             self.bad(1, "model_missing", "run", "-m", "nowhere.gguf", "-p", "x", "-a", good)
 
+    def test_references_are_told(self):
+        for name in ("run", "score", "bench", "bench-loader"):
+            words = graft(name, "--help").stdout
+            self.assertGreaterEqual(words.count("hf:ORG/NAME"), 2, name)
+
     def test_missing_model(self):
         for args in (["run", "-p", "x"], ["score", "--text", "x"], ["inspect", PLAIN], ["bench", "-a", PLAIN]):
             self.assertIn("nowhere.gguf", self.bad(1, "model_missing", args[0], "-m", "nowhere.gguf", *args[1:]))
@@ -213,7 +220,8 @@ class Lines(Case):
 
     def test_keys(self):
         self.assertIn("promt", self.refuse("bad_request", {"prompt": "x", "promt": "x"}))
-        self.assertIn("nobody", self.refuse("bad_request", {"prompt": "x", "adapter": "nobody"}))
+        self.assertIn("nobody", self.refuse("not_found", {"prompt": "x", "adapter": "nobody"}))
+        self.refuse("bad_request", {"prompt": "x", "adapter": "no body"})
         self.refuse("bad_request", {})
         self.refuse("bad_request", {"prompt": "x", "messages": []})
         self.refuse("bad_request", {"messages": [{"role": "user", "content": "x", "name": "y"}]})
@@ -240,7 +248,7 @@ class Lines(Case):
         self.bad(1, "model_missing", "run", "-m", "nowhere.gguf", "-a", "a=x", "-f", "-", stdin=text)
 
 
-KEYS = ["adapter", "text", "prompt_tokens", "completion_tokens", "finish_reason", "ms"]
+KEYS = ["adapter", "text", "prompt_tokens", "completion_tokens", "finish_reason", "generation", "fallback", "ms"]
 
 
 class Run(Case):
@@ -260,7 +268,7 @@ class Run(Case):
 
     def test_text_is_the_same_as_in_json(self):
         answer = self.one("-p", "hello")
-        done = self.good("run", *TINY, "-n", 8, "-p", "hello")
+        done = self.good("run", *TINY, "-n", 8, "-p", "hello", "--log-format", "human")
         # A token that is half a character is a replacement character in one and a byte or nothing in the other.
         self.assertEqual(done.stdout, answer["text"] + "\n")
         self.assertRegex(done.stderr, r"\Agraft: 1 answer, \d+ tokens in [\d.]+ s, [\d.]+ tokens/s; adapters in memory: none\n\Z")
@@ -295,7 +303,7 @@ class Run(Case):
     def test_readable_form_of_a_file(self):
         text = lines_of({"adapter": "p", "prompt": "hello"}, {"prompt": "hello"})
         answers = self.objects("run", *TINY, "-n", 8, "-a", f"p={PLAIN}", "-f", "-", stdin=text)
-        done = self.good("run", *TINY, "-n", 8, "-a", f"p={PLAIN}", "-f", "-", stdin=text)
+        done = self.good("run", *TINY, "-n", 8, "-a", f"p={PLAIN}", "-f", "-", "--log-format", "human", stdin=text)
         self.assertEqual(done.stdout, f"[1] p\n{answers[0]['text']}\n\n[2] (base)\n{answers[1]['text']}\n")
         self.assertRegex(done.stderr, r"\Agraft: 2 answers, .* adapters in memory: p [\d.]+ KiB\n\Z")
 
@@ -360,8 +368,21 @@ class Run(Case):
     def test_prompt_too_long(self):
         self.bad(1, "context_length", "run", *TINY, "--ctx", 64, "-p", "hello " * 500)
 
+    def test_notes_are_log_lines(self):
+        done = self.good("run", *TINY, "-n", 2, "-p", "hello", "--log-level", "error")
+        note, = map(json.loads, done.stderr.splitlines())
+        self.assertEqual(list(note), ["time", "level", "message"])
+        self.assertEqual(note["level"], "info")
+        self.assertRegex(note["message"], r"\A1 answer, \d+ tokens in .* adapters in memory: none\Z")
+
+    def test_a_way_out_of_the_memory_limit(self):
+        words = "raise memory_limit .*--memory-limit-mb"
+        self.assertRegex(self.bad(1, "budget_exhausted", "run", "-m", BASE, "-p", "x", "--memory-limit-mb", 1, "--ctx", 4096), words)
+
     def test_verbose(self):
         done = self.good("run", *TINY, "-n", 2, "-p", "hello", "--verbose")
+        self.assertIn("debug", [json.loads(line)["level"] for line in done.stderr.splitlines() if line.startswith("{")])
+        done = self.good("run", *TINY, "-n", 2, "-p", "hello", "--verbose", "--log-format", "human")
         self.assertRegex(done.stderr, r"(?m)^graft: (info|debug): ")
 
     @unittest.skipUnless(os.path.exists("/dev/full"), "needs /dev/full")
@@ -531,6 +552,21 @@ class Inspect(Case):
             done = graft("inspect", "-m", BASE, path)
             self.assertEqual(done.returncode, 1)
             self.assertRegex(done.stderr, r"\Agraft: error: [a-z_]+: .*\n\Z")
+            self.assertEqual(done.stderr.count(str(path)), 1)
+
+    def test_a_path_is_told_whole_and_once(self):
+        path = self.folder / ("a" * 60) / ("b" * 60) / "nowhere"
+        for args in (["inspect", "-m", BASE, path], ["bench", "-m", BASE, "-a", path, "--sequences", 1, "--rounds", 1],
+                     ["bench-loader", "-m", BASE, "-a", path, "--quick"], ["run", *TINY, "-p", "x", "-a", f"mine={path}"]):
+            done = graft(*args)
+            self.assertEqual(done.returncode, 1)
+            name = "mine: " if args[0] == "run" else ""
+            self.assertEqual(done.stderr, f"graft: error: adapter_file_missing: {name}{path}: does not exist\n")
+
+    def test_a_long_path_leaves_room_for_the_reason(self):
+        path = str(self.folder) + "/" + "/".join("c" * 100 for _ in range(8)) + "/end"
+        done = graft("inspect", "-m", BASE, path)
+        self.assertRegex(done.stderr, r"\Agraft: error: adapter_file_missing: …c+/.*/end: does not exist\n\Z")
 
 
 class Bench(Case):
@@ -587,8 +623,9 @@ class Demo(Case):
             for answer in question["answers"]:
                 alone = self.object("run", *TINY, "-n", 6, "--chat", "-p", question["question"], *adapters[answer["adapter"]])
                 self.assertEqual(answer["text"], alone["text"])
-        self.assertEqual([a["name"] for a in found["adapters"]], ["alder", "birch"])
-        self.assertTrue(all(a["bytes"] > 0 for a in found["adapters"]))
+        names = [(a["project"], a["adapter"]) for a in found["adapters"]]
+        self.assertEqual(names, [("alder", "again"), ("alder", "broken"), ("alder", "default"), ("birch", "default")])
+        self.assertTrue(all(a["bytes"] > 0 for a in found["adapters"] if a["adapter"] != "broken"))
         self.assertGreater(found["tokens_per_second"], 0)
 
     def test_table(self):
@@ -596,7 +633,7 @@ class Demo(Case):
         self.assertEqual(wide[0].split(), ["base", "alder", "birch"])
         self.assertIn("hello?", wide)
         self.assertTrue(all(len(line) <= 90 for line in wide[:wide.index("why?")]))
-        self.assertRegex(wide[-1], r"^adapters in memory, measured: alder [\d.]+ KiB, birch [\d.]+ KiB$")
+        self.assertRegex("\n".join(wide), r"(?m)^birch +resident +[\d.]+ KiB ")
         narrow = self.good(*self.args, COLUMNS="45").stdout.splitlines()
         self.assertEqual(narrow[0].split(), ["adapter", "answer"])
         self.assertEqual([line.split()[0] for line in narrow if re.match(r"(base|alder|birch) ", line)][:3],
@@ -614,7 +651,7 @@ class Demo(Case):
         if not names:
             self.skipTest("the example projects have no adapters")
         found = self.object("demo", "-m", MODEL, "--projects", PROJECTS, "--questions", ROOT / "examples/questions.jsonl")
-        self.assertEqual([a["name"] for a in found["adapters"]], names)
+        self.assertEqual([a["project"] for a in found["adapters"] if a["adapter"] == "default"], names)
         for name in names:
             lines = (PROJECTS / name / "questions.jsonl").read_text().splitlines()
             expected = {q["question"]: q["expect"] for q in map(json.loads, lines)}

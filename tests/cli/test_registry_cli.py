@@ -24,7 +24,8 @@ RSLORA = ADAPTERS / "rslora"
 GRAFT = os.environ.get("GRAFT_BIN")
 TIMEOUT = 120
 VERBS = ["project add", "project list", "project show", "project rename", "project rm", "adapter add", "adapter list",
-         "adapter show", "adapter rm", "adapter pin", "adapter unpin", "adapter reload", "adapters scan"]
+         "adapter show", "adapter rm", "adapter pin", "adapter unpin", "adapter reload", "adapters scan", "registry check",
+         "registry recover"]
 HISTORY = ["requests", "tokens", "loads", "failures", "evictions", "unloads", "fallbacks", "load_ms", "last_loaded", "last_used"]
 ADAPTER = ["project", "adapter", "state", "path", "generation", "format", "rank", "file_bytes", "bytes", "base", "pinned", "error",
            "created", "changed", "history"]
@@ -84,7 +85,7 @@ class Usage(Case):
             for part in ["options:", "examples:", "exit codes:", "--json", "--registry", "GRAFT_REGISTRY"]:
                 self.assertIn(part, text, verb)
             self.assertEqual(self.good(*verb.split(), "-h"), text)
-        for group in ["project", "adapter", "adapters"]:
+        for group in ["project", "adapter", "adapters", "registry"]:
             text = self.good(group, "--help")
             for verb in VERBS:
                 first, second = verb.split()
@@ -92,7 +93,7 @@ class Usage(Case):
             self.assertRegex(self.good("--help"), rf"(?m)^  {group} ")
 
     def test_wrong_usage(self):
-        for group in ["project", "adapter", "adapters"]:
+        for group in ["project", "adapter", "adapters", "registry"]:
             self.assertIn("a verb is needed", self.bad(2, "bad_request", group))
             self.assertIn("frob", self.bad(2, "bad_request", group, "frob"))
         for verb in VERBS:
@@ -254,6 +255,64 @@ class Faults(Case):
             self.bad(1, "registry_invalid", "adapter", "list")
             self.bad(1, "registry_invalid", "project", "add", "a")
             self.assertEqual(self.registry.read_bytes(), content)
+
+    def test_recover(self):
+        self.good("project", "add", "alder", PLAIN)
+        self.good("project", "add", "birch")
+        backup = Path(f"{self.registry}.backup")
+        self.assertEqual(backup.stat().st_mode & 0o777, 0o600)
+        whole = self.object("registry", "check")
+        for which in "registry", "backup":
+            self.assertEqual({k: whole[which][k] for k in ("whole", "projects", "adapters", "error")},
+                             {"whole": True, "projects": 2, "adapters": 1, "error": None})
+        self.assertIn("registry  whole: 2 projects, 1 adapters", self.good("registry", "check"))
+        self.assertIn("nothing to recover", self.bad(1, "conflict", "registry", "recover"))
+        damaged = self.registry.read_bytes()[:9000]
+        self.registry.write_bytes(damaged)
+        message = self.bad(1, "registry_invalid", "project", "list")
+        self.assertIn("`graft registry recover` puts the backup of 20", message)
+        self.assertIn("registry.db.backup", message)
+        done = self.graft("registry", "check", "--json")
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual(json.loads(done.stdout)["registry"]["error"]["code"], "registry_invalid")
+        with open(f"{self.registry}.lock", "r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.bad(1, "registry_busy", "registry", "recover", "--registry-wait-ms", "0")
+        result = self.object("registry", "recover")
+        self.assertEqual(result["backup"]["projects"], 2)
+        self.assertRegex(result["damaged"], r"^registry\.db\.damaged-\d{8}T\d{6}Z$")
+        self.assertEqual((self.folder / result["damaged"]).read_bytes(), damaged)
+        self.assertEqual([p["project"] for p in self.object("project", "list")["projects"]], ["alder", "birch"])
+        self.registry.unlink()
+        self.assertIn("is gone", self.bad(1, "registry_invalid", "project", "add", "x"))
+        self.assertIn("recovered 2 projects, 1 adapters", self.good("registry", "recover"))
+        self.registry.write_bytes(b"x")
+        backup.write_bytes(b"x")
+        self.assertIn("damaged too", self.bad(1, "registry_invalid", "project", "list"))
+        self.bad(1, "registry_invalid", "registry", "recover")
+
+    def test_references(self):
+        """hf:ORG/NAME in a cache laid out as Hugging Face's: links into blobs."""
+        hub = self.folder / "hub"
+        snapshot = hub / "models--org--alder/snapshots" / ("0" * 40)
+        blobs = hub / "models--org--alder/blobs"
+        snapshot.mkdir(parents=True)
+        blobs.mkdir()
+        (hub / "models--org--alder/refs").mkdir()
+        (hub / "models--org--alder/refs/main").write_text("0" * 40)
+        for file in PLAIN.iterdir():
+            shutil.copy(file, blobs / file.name)
+            (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+        env = {"HF_HUB_CACHE": str(hub)}
+        self.good("project", "add", "alder", "hf:org/alder", **env)
+        self.assertEqual(self.adapter("alder")["path"], str(snapshot.resolve()))
+        self.good("adapter", "add", "alder/again", "hf:org/alder@main", "--hf-hub", hub)
+        self.assertIn("models--org--none/refs/main", self.bad(1, "adapter_file_missing", "project", "add", "b", "hf:org/none", **env))
+        self.bad(1, "bad_request", "project", "add", "b", "hf:../../alder", **env)
+        self.bad(1, "adapter_file_missing", "project", "add", "b", "ollama:none")
+        (snapshot / "adapter_model.safetensors").unlink()
+        (snapshot / "adapter_model.safetensors").symlink_to("/etc/passwd")
+        self.bad(1, "outside_root", "project", "add", "b", "hf:org/alder", **env)
 
     def test_newer(self):
         self.good("project", "add", "a")

@@ -9,7 +9,10 @@ may go first.
 With different sizes the same is checked for objects smaller than a tenth of the capacity; larger ones libCacheSim's
 S3FIFO refuses, and graft does not.
 
-    python3 -m venv VENV && VENV/bin/pip install libcachesim==0.3.5
+    make cachesim
+
+which is (tests/loader/run.sh: where libcachesim comes from)
+
     VENV/bin/python tests/loader/compare_libcachesim.py BUILD/tests/loader_replay [--requests 1000000] [--golden]
 
 --golden also prints, for tests/unit/test_loader_replay.c, a digest (64-bit FNV-1a over the victims' keys) of the

@@ -45,8 +45,8 @@ static inline graft *open_small(void) {
 static inline graft_adapter *load_or_fail(graft *g, const char *name) {
     graft_adapter *a = NULL;
     graft_error err;
-    if (graft_adapter_load(&a, g, golden(name), &err)) {
-        fail_msg("graft_adapter_load %s: %s", name, err.message);
+    if (graft_adapter_open(&a, g, golden(name), &err)) {
+        fail_msg("graft_adapter_open %s: %s", name, err.message);
     }
     return a;
 }

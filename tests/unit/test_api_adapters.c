@@ -17,8 +17,8 @@ static void load_kinds(kinds *k, graft *g) {
     k->qv = load_or_fail(g, "adapters/llama/qv");
     k->rslora = load_or_fail(g, "adapters/llama/rslora");
     const graft_adapter_use uses[KINDS][2] = {
-        {{NULL, 0}},        {{k->plain, 1}}, {{k->qv, 1}},
-        {{k->rslora, 1}}, {{k->qv, 1}, {k->plain, 0.5f}}, {{k->plain, -0.7f}}};
+        {{.adapter = NULL, .scale = 0}},        {{.adapter = k->plain, .scale = 1}}, {{.adapter = k->qv, .scale = 1}},
+        {{.adapter = k->rslora, .scale = 1}}, {{.adapter = k->qv, .scale = 1}, {.adapter = k->plain, .scale = 0.5f}}, {{.adapter = k->plain, .scale = -0.7f}}};
     memcpy(k->uses, uses, sizeof uses);
     for (int i = 0; i < KINDS; i++) {
         k->n[i] = i == 0 ? 0 : i == 4 ? 2 : 1;
@@ -56,7 +56,7 @@ static void test_memory(void **state) {
     uint64_t held = graft_own_bytes() - before;
     assert_true(info.bytes <= held && held <= info.bytes + 256); /* the handle itself is all that comes on top */
     graft_request r = request("hello", 4);
-    graft_adapter_use use = {a, 1};
+    graft_adapter_use use = {.adapter = a, .scale = 1};
     r.adapters = &use;
     r.n_adapters = 1;
     run(g, &r);
@@ -81,7 +81,7 @@ static void test_load_errors(void **state) {
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         graft_adapter *a = NULL;
         graft_error err = {0};
-        int rc = graft_adapter_load(&a, g, golden(table[i].name), &err);
+        int rc = graft_adapter_open(&a, g, golden(table[i].name), &err);
         assert_true(rc < 0);
         if (i == 0) {
             assert_int_equal(rc, table[i].code);
@@ -103,7 +103,7 @@ static void test_load_errors(void **state) {
         graft_inspection_free(in);
     }
     graft_adapter *a = NULL;
-    assert_int_equal(graft_adapter_load(&a, g, NULL, NULL), GRAFT_E_BAD_REQUEST);
+    assert_int_equal(graft_adapter_open(&a, g, NULL, NULL), GRAFT_E_BAD_REQUEST);
     assert_true(graft_own_bytes() == before);
     graft_close(g);
 }
@@ -153,11 +153,11 @@ static void test_uses_are_checked(void **state) {
     graft *g = open_small(), *other = open_small();
     graft_adapter *a = load_or_fail(g, "adapters/llama/qv"), *foreign = load_or_fail(other, "adapters/llama/qv");
     uint64_t before = graft_own_bytes();
-    expect_refused(g, &(graft_adapter_use){a, NAN}, 1, "adapters.scale");
-    expect_refused(g, &(graft_adapter_use){a, 100.5f}, 1, "adapters.scale: 100.5 is outside -100 to 100");
-    expect_refused(g, &(graft_adapter_use){a, -INFINITY}, 1, "adapters.scale");
-    expect_refused(g, &(graft_adapter_use){foreign, 1}, 1, "another instance");
-    expect_refused(g, (graft_adapter_use[]){{a, 1}, {NULL, 1}}, 2, "NULL");
+    expect_refused(g, &(graft_adapter_use){.adapter = a, .scale = NAN}, 1, "adapters.scale");
+    expect_refused(g, &(graft_adapter_use){.adapter = a, .scale = 100.5f}, 1, "adapters.scale: 100.5 is outside -100 to 100");
+    expect_refused(g, &(graft_adapter_use){.adapter = a, .scale = -INFINITY}, 1, "adapters.scale");
+    expect_refused(g, &(graft_adapter_use){.adapter = foreign, .scale = 1}, 1, "another instance");
+    expect_refused(g, (graft_adapter_use[]){{.adapter = a, .scale = 1}, {.adapter = NULL, .scale = 1}}, 2, "NULL");
     assert_true(graft_own_bytes() == before);
     graft_adapter_free(foreign);
     graft_adapter_free(a);
@@ -171,9 +171,9 @@ static void test_scales(void **state) {
     graft_adapter *a = load_or_fail(g, "adapters/llama/plain"), *b = load_or_fail(g, "adapters/llama/qv");
     graft_request r = request("the scale of things", 24);
     answer base = run(g, &r);
-    graft_adapter_use one[] = {{a, 1}}, zero[] = {{a, 0}}, halves[] = {{a, 0.5f}, {a, 0.5f}};
-    graft_adapter_use none[] = {{a, 2}, {a, -2}};
-    graft_adapter_use ab[] = {{a, 1}, {b, 1}}, ba[] = {{b, 1}, {a, 1}};
+    graft_adapter_use one[] = {{.adapter = a, .scale = 1}}, zero[] = {{.adapter = a, .scale = 0}}, halves[] = {{.adapter = a, .scale = 0.5f}, {.adapter = a, .scale = 0.5f}};
+    graft_adapter_use none[] = {{.adapter = a, .scale = 2}, {.adapter = a, .scale = -2}};
+    graft_adapter_use ab[] = {{.adapter = a, .scale = 1}, {.adapter = b, .scale = 1}}, ba[] = {{.adapter = b, .scale = 1}, {.adapter = a, .scale = 1}};
 #define RUN(set) (r.adapters = set, r.n_adapters = sizeof set / sizeof *set, run(g, &r))
     answer without = RUN(zero), cancelled = RUN(none);
     graft_stats s;
@@ -287,7 +287,7 @@ static void test_free_while_in_use(void **state) {
         graft *g = open_or_fail(&o);
         uint64_t before = graft_own_bytes();
         graft_adapter *a = load_or_fail(g, "adapters/llama/plain");
-        graft_adapter_use use = {a, 1};
+        graft_adapter_use use = {.adapter = a, .scale = 1};
         graft_request r = request("as long as it is needed", 90);
         r.adapters = &use;
         r.n_adapters = 1;
@@ -316,7 +316,7 @@ static void test_come_and_go(void **state) {
         graft_error err;
         assert_int_equal(graft_set_apply(g, round % 2 ? GRAFT_APPLY_GROUPED : GRAFT_APPLY_ROWS, &err), 0);
         graft_adapter *a = load_or_fail(g, names[round % 3]);
-        graft_adapter_use use = {a, 1};
+        graft_adapter_use use = {.adapter = a, .scale = 1};
         graft_request r = request("who is it this time?", 24);
         r.sampling.temperature = 1;
         r.sampling.seed = 1;
@@ -344,7 +344,7 @@ static void test_come_and_go_in_use(void **state) {
     for (int round = 0; round < 60; round++) {
         assert_int_equal(graft_set_apply(g, GRAFT_APPLY_GROUPED, NULL), 0);
         graft_adapter *a = load_or_fail(g, names[round % 3]);
-        graft_adapter_use use = {a, 1};
+        graft_adapter_use use = {.adapter = a, .scale = 1};
         graft_request r = request("who is it this time?", 24);
         r.sampling.temperature = 1;
         r.sampling.seed = 1;
@@ -366,7 +366,7 @@ static void test_score_with_adapter(void **state) {
     (void)state;
     graft *g = open_small();
     graft_adapter *a = load_or_fail(g, "adapters/llama/plain");
-    graft_adapter_use use = {a, 1};
+    graft_adapter_use use = {.adapter = a, .scale = 1};
     graft_score_request r = graft_score_request_default();
     r.text = "what would it have said?";
     graft_score_result *base, *with;

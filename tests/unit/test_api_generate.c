@@ -43,7 +43,7 @@ static void test_options(void **state) {
     EXPECT(threads, -1, "threads");
     EXPECT(kv_type, (graft_kv_type)7, "kv_type");
     EXPECT(apply, (graft_apply)3, "apply");
-    EXPECT(adapter_type, (graft_adapter_type)2, "adapter_type");
+    EXPECT(adapter_type, (graft_adapter_type)3, "adapter_type");
 #undef EXPECT
     o = small_options();
     o.slots = 256;

@@ -32,11 +32,11 @@ static unsigned roll(unsigned *seed, unsigned n) {
 /* Loads, asks, frees the adapter early or late, sometimes cancels. cmocka's asserts are for the main thread only. */
 static void one_round(worker *w) {
     unsigned kind = roll(&w->seed, KINDS);
-    graft_adapter_use use = {NULL, 1};
+    graft_adapter_use use = {.adapter = NULL, .scale = 1};
     if (names[kind]) {
         char path[512];
         snprintf(path, sizeof path, "%s/oracle/golden/%s", GRAFT_TEST_DATA, names[kind]);
-        if (graft_adapter_load(&use.adapter, w->g, path, NULL)) {
+        if (graft_adapter_open(&use.adapter, w->g, path, NULL)) {
             atomic_fetch_add(w->wrong, 1);
             return;
         }
@@ -86,7 +86,7 @@ static void test_everything_at_once(void **state) {
     uint64_t before = graft_own_bytes();
     static answer expected[KINDS];
     for (int kind = 0; kind < KINDS; kind++) {
-        graft_adapter_use use = {names[kind] ? load_or_fail(g, names[kind]) : NULL, 1};
+        graft_adapter_use use = {.adapter = names[kind] ? load_or_fail(g, names[kind]) : NULL, .scale = 1};
         graft_request r = kind_request(&use);
         expected[kind] = run(g, &r);
         graft_adapter_free(use.adapter);

@@ -8,6 +8,8 @@
 
 #include <cmocka.h>
 
+#include "loader/loader_state.h"
+
 #include <pthread.h>
 
 static fake F;
@@ -56,8 +58,8 @@ static void touch(int i) {
     gr_lease_release(lease(i));
 }
 
-static gr_loader_metrics_snapshot metrics(void) {
-    gr_loader_metrics_snapshot m;
+static graft_metrics metrics(void) {
+    graft_metrics m;
     gr_loader_metrics(L, &m);
     return m;
 }
@@ -269,6 +271,7 @@ static void what_may_pass_is_retried_three_times(void **state) {
     atomic_store(&F.names[1].fail_code, GRAFT_E_IO_ERROR);
     assert_int_equal(try_lease(1, &out), GRAFT_E_IO_ERROR);
     assert_int_equal(metrics().retries, 4);
+    assert_true(metrics().n_retried == 1 && metrics().retried[0].code == GRAFT_E_IO_ERROR && metrics().retried[0].n == 4);
     assert_int_equal(metrics().failures[0].n, 1);
     atomic_store(&F.names[1].fail_code, 0);
     touch(1); /* what may pass is not remembered */
@@ -281,7 +284,7 @@ static void an_incompatible_adapter_falls_back_and_says_so(void **state) {
     start(2, 100);
     atomic_store(&F.names[0].fail_times, -1);
     atomic_store(&F.names[0].fail_code, GRAFT_E_WRONG_SHAPE);
-    gr_lease_request r = {.project = "p0", .fallback = GR_FALLBACK_BASE};
+    gr_lease_request r = {.project = "p0", .fallback = GRAFT_FALLBACK_BASE};
     for (int i = 0; i < 2; i++) { /* when it is found out, and from memory */
         assert_int_equal(gr_loader_lease(&out, L, &r, &err), 0);
         assert_null(gr_lease_adapter(out));
@@ -421,6 +424,113 @@ static void pressure_evicts_what_nobody_holds(void **state) {
     gr_lease_release(held);
 }
 
+static void note(gr_lease *l, const graft_error *err, void *user);
+
+/* The clerk looks once a second and lets one go each time. */
+static void a_process_over_its_limit_loses_what_nobody_holds(void **state) {
+    (void)state;
+    start(3, 100);
+    gr_lease *held = lease(0);
+    touch(1), touch(2);
+    atomic_store(&F.process, 1001);
+    while (resident(1) || resident(2)) {
+        gr_sleep_us(2000);
+    }
+    assert_true(resident(0));
+    assert_int_equal(metrics().evictions, 2);
+    gr_lease_release(held);
+}
+
+/* What graft itself takes is taken from what adapters may have. */
+static void own_memory_leaves_less_for_adapters(void **state) {
+    (void)state;
+    start(3, 300); /* of 1000, 100 are fixed: three fit */
+    touch(0), touch(1), touch(2);
+    assert_int_equal(metrics().n_resident, 3);
+    assert_int_equal(gr_loader_unload(L, "p2", "default", &(uint64_t){0}, &(uint64_t){0}, NULL), 0);
+    atomic_store(&F.own, 50);
+    touch(2);
+    assert_int_equal(metrics().n_resident, 2);
+    assert_int_equal(metrics().fixed, 150);
+    gr_lease *out = NULL;
+    atomic_store(&F.own, 601);
+    assert_int_equal(gr_loader_unload(L, "p2", "default", &(uint64_t){0}, &(uint64_t){0}, NULL), 0);
+    assert_int_equal(try_lease(2, &out), GRAFT_E_LARGER_THAN_BUDGET);
+    atomic_store(&F.own, 0); /* which is no fault of the file, so it is not remembered */
+    touch(2);
+}
+
+static void bytes_without_a_name_are_charged(void **state) {
+    (void)state;
+    start(3, 300);
+    graft_error err;
+    touch(0), touch(1), touch(2);
+    gr_lease *held = lease(1);
+    assert_int_equal(gr_loader_charge(L, 350, &err), 0); /* 0 and 2 had to go */
+    assert_true(resident(1) && !resident(0) && !resident(2));
+    assert_int_equal(gr_loader_charge(L, 300, &err), GRAFT_E_BUDGET_EXHAUSTED);
+    assert_non_null(strstr(err.message, "300"));
+    gr_loader_discharge(L, 350);
+    assert_int_equal(gr_loader_charge(L, 600, &err), 0);
+    gr_loader_discharge(L, 600);
+    assert_int_equal(metrics().fixed, 100);
+    gr_lease_release(held);
+}
+
+/* The last lease is given back where nothing may be freed: the clerk does it. */
+static void releasing_later_frees_on_another_thread(void **state) {
+    (void)state;
+    start(1, 100);
+    gr_lease *held = lease(0);
+    uint64_t freed, pending;
+    assert_int_equal(gr_loader_unload(L, "p0", "default", &freed, &pending, NULL), 0);
+    assert_true(freed == 0 && pending == 100);
+    gr_lease_release_later(held);
+    while (metrics().n_draining > 0) {
+        gr_sleep_us(500);
+    }
+    assert_int_equal(atomic_load(&F.alive), 0);
+}
+
+static void a_copied_lease_holds_by_itself(void **state) {
+    (void)state;
+    start(4, 100);
+    gr_lease *first = lease(0), *second = gr_lease_copy(first);
+    assert_non_null(second);
+    gr_lease_release(first);
+    touch(1), touch(2), touch(3);
+    assert_true(resident(0));
+    fake_use(&F, second, 0);
+    gr_lease_release(second);
+    touch(1), touch(2), touch(3);
+    assert_false(resident(0));
+}
+
+/* Nobody blocks for those who asked with a callback: the clerk looks at their clocks. */
+static void who_does_not_block_is_told_in_time_too(void **state) {
+    (void)state;
+    start(4, 100);
+    gr_lease *held[] = {lease(0), lease(1), lease(2)};
+    atomic_int no_room = 0, slow = 0;
+    gr_loader_lease_async(L, &(gr_lease_request){.project = "p3", .deadline_us = gr_now_us() + 30000}, note, &no_room);
+    while (!atomic_load(&no_room)) {
+        gr_sleep_us(500);
+    }
+    assert_int_equal(atomic_load(&no_room), GRAFT_E_BUSY);
+    for (int i = 0; i < 3; i++) {
+        gr_lease_release(held[i]);
+    }
+    atomic_store(&F.gate, 1);
+    gr_loader_lease_async(L, &(gr_lease_request){.project = "p3", .deadline_us = gr_now_us() + 30000}, note, &slow);
+    while (!atomic_load(&slow)) {
+        gr_sleep_us(500);
+    }
+    assert_int_equal(atomic_load(&slow), GRAFT_E_DEADLINE);
+    atomic_store(&F.gate, 0);
+    touch(3); /* the load itself went on */
+    assert_int_equal(atomic_load(&F.names[3].reads), 1);
+}
+
 static void note(gr_lease *l, const graft_error *err, void *user) {
     atomic_int *seen = user;
     atomic_store(seen, l ? 1 : err->code);
@@ -460,6 +570,318 @@ static void closing_answers_those_who_wait(void **state) {
     for (int i = 0; i < 4; i++) {
         assert_true(atomic_load(&seen[i]) == 1 || atomic_load(&seen[i]) == GRAFT_E_SHUTTING_DOWN);
     }
+}
+
+/* ---- flights that wait for room ----------------------------------------------------------------------------- */
+
+enum { LONG_US = 600 * 1000000 };
+
+static void ask_for(int i, int64_t wait_us, atomic_int *seen) {
+    gr_loader_lease_async(L, &(gr_lease_request){.project = name_of(i), .deadline_us = wait_us ? gr_now_us() + wait_us : 0}, note, seen);
+}
+
+#define WAIT_UNTIL(condition) \
+    while (!(condition)) {    \
+        gr_sleep_us(500);     \
+    }
+
+/* One place, and it is taken. */
+static gr_lease *start_with_one_place_taken(void) {
+    fake_init(&F, 4, 100);
+    gr_loader_options o = fake_options(&F);
+    o.max_adapters = 1;
+    start_with(o);
+    return lease(0);
+}
+
+/* Who waits with 0 does not wait for room, whoever else does: be he there before it is known that there is none, or after. */
+static void who_does_not_wait_for_room_is_told_at_once(void **state) {
+    (void)state;
+    gr_lease *held = start_with_one_place_taken(), *out = NULL;
+    atomic_int patient = 0, early = 0;
+    atomic_store(&F.prepare_gate, 1);
+    ask_for(1, LONG_US, &patient);
+    ask_for(1, 0, &early);
+    atomic_store(&F.prepare_gate, 0);
+    WAIT_UNTIL(atomic_load(&early))
+    assert_int_equal(atomic_load(&early), GRAFT_E_BUSY);
+    assert_int_equal(try_lease(1, &out), GRAFT_E_BUSY);
+    assert_int_equal(atomic_load(&patient), 0);
+    gr_lease_release(held);
+    WAIT_UNTIL(atomic_load(&patient))
+    assert_int_equal(atomic_load(&patient), 1);
+    assert_int_equal(atomic_load(&F.names[1].prepares), 1);
+}
+
+static void waiting_for_room_shows_and_waiting_for_a_load_does_not(void **state) {
+    (void)state;
+    atomic_int seen = 0;
+    gr_lease *held = start_with_one_place_taken();
+    assert_true(gr_loader_starved_us(L) == 0);
+    ask_for(1, LONG_US, &seen);
+    int64_t first, then;
+    WAIT_UNTIL((first = gr_loader_starved_us(L)) > 0)
+    WAIT_UNTIL((then = gr_loader_starved_us(L)) > first)
+    atomic_store(&F.gate, 1);
+    gr_lease_release(held);
+    WAIT_UNTIL(atomic_load(&F.waiting_at_gate))
+    assert_true(gr_loader_starved_us(L) == 0);
+    atomic_store(&F.gate, 0);
+    WAIT_UNTIL(atomic_load(&seen))
+    assert_int_equal(atomic_load(&seen), 1);
+}
+
+static int64_t working(void) {
+    gr_recent r;
+    gr_loader_recent(L, &r);
+    return r.working_us;
+}
+
+static void work_that_does_not_end_shows(void **state) {
+    (void)state;
+    atomic_int seen[2] = {0};
+    gr_lease *held = start_with_one_place_taken();
+    ask_for(1, LONG_US, &seen[0]);
+    WAIT_UNTIL(gr_loader_starved_us(L) > 0)
+    assert_true(working() == 0); /* waiting for room is no work */
+    gr_lease_release(held);
+    WAIT_UNTIL(atomic_load(&seen[0]))
+    for (int i = 0; i < 2; i++) { /* in load, and in prepare */
+        atomic_int *gate = i ? &F.prepare_gate : &F.gate;
+        int64_t first, then;
+        atomic_store(&seen[1], 0);
+        atomic_store(gate, 1);
+        ask_for(2 + i, 0, &seen[1]);
+        WAIT_UNTIL((first = working()) > 0)
+        WAIT_UNTIL((then = working()) > first)
+        atomic_store(gate, 0);
+        WAIT_UNTIL(atomic_load(&seen[1]))
+        assert_true(working() == 0);
+    }
+}
+
+/* Two wait for room while the loader closes, and the time of one is up while the other's end is being told. */
+static atomic_int late_left;
+
+static void until_the_late_one_left(const gr_event *e) {
+    if (e->kind == GR_EVENT_FAILED && strcmp(e->project, "p2") == 0) {
+        WAIT_UNTIL(atomic_load(&late_left))
+    }
+}
+
+static void *leave_late(void *arg) {
+    gr_lease *out = NULL;
+    graft_error err;
+    gr_lease_request r = {.project = "p2", .deadline_us = gr_now_us() + 300000};
+    *(int *)arg = gr_loader_lease(&out, L, &r, &err);
+    atomic_store(&late_left, 1);
+    return NULL;
+}
+
+static void closing_while_two_wait_for_room(void **state) {
+    (void)state;
+    pthread_t late;
+    int late_code = 0;
+    atomic_int seen = 0;
+    gr_lease *held = start_with_one_place_taken();
+    F.on_event = until_the_late_one_left;
+    atomic_store(&late_left, 0);
+    ask_for(1, LONG_US, &seen);
+    WAIT_UNTIL(metrics().n_loading == 1)
+    assert_int_equal(gr_thread_start(&late, leave_late, &late_code), 0);
+    WAIT_UNTIL(metrics().n_loading == 2 && atomic_load(&F.names[2].prepares))
+    gr_sleep_us(20000); /* so that it is parked, most likely */
+    gr_loader_stop(L);
+    gr_thread_join(late);
+    assert_int_equal(atomic_load(&seen), GRAFT_E_SHUTTING_DOWN);
+    assert_true(late_code == GRAFT_E_BUSY || late_code == GRAFT_E_DEADLINE || late_code == GRAFT_E_SHUTTING_DOWN);
+    assert_int_equal(metrics().n_loading, 0);
+    gr_lease_release(held);
+}
+
+/* ---- room: never more than there is, and nobody goes in vain --------------------------------------------------- */
+
+static void break_load(int i, int times, int code, uint64_t bytes_then) {
+    atomic_store(&F.names[i].bytes_then, bytes_then);
+    atomic_store(&F.names[i].break_code, code);
+    atomic_store(&F.names[i].breaks, times);
+}
+
+/* A file that was being written: the second attempt finds more than the first reserved room for. */
+static void a_file_that_grew_between_attempts_finds_room_anew(void **state) {
+    (void)state;
+    start(3, 500); /* of 900 */
+    atomic_store(&F.names[1].bytes, 100);
+    touch(0);
+    break_load(1, 1, GRAFT_E_CHANGED_WHILE_READING, 600);
+    gr_lease *l = lease(1);
+    assert_int_equal(gr_lease_loaded(l)->bytes, 600);
+    assert_int_equal(atomic_load(&F.names[1].reads), 2);
+    assert_true(atomic_load(&F.most_bytes) <= 900);
+    assert_true(!resident(0) && metrics().evictions == 1);
+    gr_lease_release(l);
+}
+
+static void what_takes_more_than_announced_evicts_for_the_rest(void **state) {
+    (void)state;
+    gr_lease *out = NULL;
+    start(3, 300); /* of 900 */
+    touch(0), touch(1);
+    atomic_store(&F.names[2].more, 200);
+    touch(2);
+    assert_true(!resident(0) && resident(1) && resident(2));
+    assert_int_equal(metrics().resident, 800);
+    uint64_t a, b;
+    assert_int_equal(gr_loader_unload(L, "p2", "default", &a, &b, NULL), 0);
+    gr_lease *held[2] = {lease(0), lease(1)};
+    assert_int_equal(try_lease(2, &out), GRAFT_E_BUDGET_EXHAUSTED); /* not over it, and not at the cost of who is held */
+    assert_true(resident(0) && resident(1));
+    assert_int_equal(metrics().resident, 600);
+    gr_lease_release(held[0]);
+    gr_lease_release(held[1]);
+}
+
+static void nothing_goes_that_would_not_help(void **state) {
+    (void)state;
+    graft_error err;
+    gr_lease *out = NULL;
+    start(3, 400); /* of 900 */
+    atomic_store(&F.names[2].bytes, 800);
+    gr_lease *held = lease(0);
+    touch(1);
+    assert_int_equal(try_lease(2, &out), GRAFT_E_BUSY);
+    assert_int_equal(gr_loader_charge(L, 600, &err), GRAFT_E_BUDGET_EXHAUSTED);
+    assert_true(resident(1));
+    assert_int_equal(metrics().evictions, 0);
+    assert_int_equal(gr_loader_charge(L, 500, &err), 0); /* this one does */
+    assert_false(resident(1));
+    gr_loader_discharge(L, 500);
+    gr_lease_release(held);
+    touch(2); /* now it fits */
+}
+
+/* ---- pauses between attempts ------------------------------------------------------------------------------------- */
+
+/* How long the paused flights still rest, the longest of them. */
+static int64_t longest_rest(void) {
+    int64_t longest = 0;
+    gr_mutex_lock(&L->mutex);
+    for (const gr_version *v = L->table.versions; v; v = v->next) {
+        int64_t rest = v->retry_at ? v->retry_at - gr_now_us() : 0;
+        longest = rest > longest ? rest : longest;
+    }
+    gr_mutex_unlock(&L->mutex);
+    return longest;
+}
+
+/* Two flaky files, two threads, one place; a third name does not wait for them. */
+static void who_pauses_keeps_nobody_back(void **state) {
+    (void)state;
+    atomic_int seen[2] = {0};
+    fake_init(&F, 3, 100);
+    gr_loader_options o = fake_options(&F);
+    o.max_adapters = 1;
+    o.retry_base_us = 60 * 1000000;
+    start_with(o);
+    for (int i = 0; i < 2; i++) {
+        break_load(i, 1, GRAFT_E_IO_ERROR, 0);
+        ask_for(i, LONG_US, &seen[i]);
+    }
+    WAIT_UNTIL(metrics().retries == 2)
+    int64_t rest = longest_rest();
+    assert_true(rest > 0 && rest <= 7500000); /* five seconds, and up to half as much again */
+    assert_int_equal(metrics().loading, 0);
+    gr_lease *l = lease(2);
+    assert_int_equal(atomic_load(&F.names[0].prepares), 1);
+    assert_int_equal(atomic_load(&F.names[1].prepares), 1);
+    gr_lease_release(l);
+    gr_loader_stop(L); /* and closing does not wait for them either */
+    assert_int_equal(atomic_load(&seen[0]), GRAFT_E_SHUTTING_DOWN);
+    assert_int_equal(atomic_load(&seen[1]), GRAFT_E_SHUTTING_DOWN);
+}
+
+static void nobody_left_no_further_attempt(void **state) {
+    (void)state;
+    gr_lease *out = NULL;
+    graft_error err;
+    start(1, 100);
+    break_load(0, 3, GRAFT_E_IO_ERROR, 0);
+    atomic_store(&F.gate, 1);
+    gr_lease_request r = {.project = "p0", .deadline_us = gr_now_us() + 20000};
+    assert_int_equal(gr_loader_lease(&out, L, &r, &err), GRAFT_E_DEADLINE);
+    WAIT_UNTIL(atomic_load(&F.waiting_at_gate))
+    atomic_store(&F.gate, 0);
+    WAIT_UNTIL(metrics().n_loading == 0)
+    assert_int_equal(atomic_load(&F.names[0].reads), 1);
+    assert_int_equal(metrics().retries, 0);
+    assert_int_equal(metrics().n_failures, 1);
+}
+
+/* ---- what the catalogue hears, and what it says of pins ---------------------------------------------------------- */
+
+static void a_load_that_was_overtaken_is_no_news(void **state) {
+    (void)state;
+    graft_error err;
+    atomic_int seen = 0;
+    gr_lease *new = NULL;
+    start(1, 100);
+    atomic_store(&F.names[0].held_reads, 1);
+    ask_for(0, 0, &seen);
+    WAIT_UNTIL(atomic_load(&F.waiting_at_gate))
+    atomic_store(&F.names[0].generation, 2); /* the file changes while it is read, and somebody loads it anew */
+    assert_int_equal(gr_loader_lease(&new, L, &(gr_lease_request){.project = "p0", .reload = true}, &err), 0);
+    assert_int_equal(fake_told_of(&F, "0-2", false), 1);
+    atomic_store(&F.names[0].held_reads, 0);
+    WAIT_UNTIL(atomic_load(&seen))
+    assert_int_equal(atomic_load(&seen), 1);
+    assert_int_equal(fake_told_of(&F, "0-1", true), 1);
+    assert_int_equal(fake_told_of(&F, "0-1", false), 0);
+    gr_lease_release(new);
+    new = lease(0);
+    assert_string_equal(gr_lease_generation(new), "0-2");
+    gr_lease_release(new);
+}
+
+static void what_was_expected_is_no_news(void **state) {
+    (void)state;
+    graft_error err;
+    gr_lease *l = NULL;
+    start(1, 100);
+    touch(0);
+    assert_int_equal(fake_told_of(&F, "0-1", false), 1); /* until now nobody knew */
+    atomic_store(&F.names[0].told, 1);
+    gr_loader_relieve(L, 100);
+    touch(0);
+    assert_int_equal(fake_told_of(&F, "0-1", true), 1);
+    atomic_store(&F.names[0].generation, 2);
+    gr_loader_relieve(L, 100);
+    assert_int_equal(try_lease(0, &l), GRAFT_E_CHANGED_ON_DISK);
+    assert_int_equal(gr_loader_lease(&l, L, &(gr_lease_request){.project = "p0", .reload = true}, &err), 0);
+    assert_int_equal(fake_told_of(&F, "0-2", false), 1);
+    gr_lease_release(l);
+}
+
+/* It was pinned when the catalogue was asked, and no longer when the loader hears of it. */
+static void unpin_meanwhile(int name) {
+    if (atomic_exchange(&F.names[name].pinned, 0)) {
+        gr_loader_pin(L, name_of(name), "default", false, NULL);
+    }
+}
+
+static void an_old_pin_does_not_hold(void **state) {
+    (void)state;
+    start(5, 100);
+    atomic_store(&F.names[0].pinned, 1);
+    touch(0), touch(1), touch(2), touch(3);
+    assert_true(resident(0)); /* what the catalogue says holds */
+    gr_loader_pin(L, "p0", "default", false, NULL);
+    atomic_store(&F.names[0].pinned, 0);
+    touch(1), touch(2), touch(3);
+    assert_false(resident(0));
+    F.on_find = unpin_meanwhile;
+    atomic_store(&F.names[4].pinned, 1);
+    touch(4), touch(1), touch(2), touch(3);
+    assert_false(resident(4));
 }
 
 /* ---- every allocation fails once, and from there on ---- */
@@ -545,7 +967,7 @@ static void *stress_main(void *arg) {
             gr_lease *l = NULL;
             gr_lease_request r = {.project = name_of(name), .temporary = draw(&s->random) % 4 == 0,
                                   .reload = draw(&s->random) % 16 == 0,
-                                  .fallback = draw(&s->random) % 2 ? GR_FALLBACK_BASE : GR_FALLBACK_ERROR,
+                                  .fallback = draw(&s->random) % 2 ? GRAFT_FALLBACK_BASE : GRAFT_FALLBACK_ERROR,
                                   .deadline_us = draw(&s->random) % 2 ? gr_now_us() + (int64_t)(draw(&s->random) % 3000) : 0};
             if (gr_loader_lease(&l, L, &r, &err) == 0) {
                 fake_use(&F, l, name);
@@ -564,7 +986,7 @@ static void *stress_main(void *arg) {
 
 static void stress_from_eight_threads(void **state) {
     (void)state;
-    static const gr_policy_kind kinds[] = {GR_POLICY_LRU, GR_POLICY_SIEVE, GR_POLICY_S3FIFO, GR_POLICY_WTINYLFU, GR_POLICY_GDSF};
+    static const graft_policy kinds[] = {GRAFT_POLICY_LRU, GRAFT_POLICY_SIEVE, GRAFT_POLICY_S3FIFO, GRAFT_POLICY_WTINYLFU, GRAFT_POLICY_GDSF};
     for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
         fake_init(&F, STRESS_NAMES, 100);
         F.sleep_us = 50;
@@ -636,8 +1058,26 @@ int main(void) {
         TEST(a_name_that_points_elsewhere_is_loaded_anew),
         TEST(pinned_adapters_stay),
         TEST(pressure_evicts_what_nobody_holds),
+        TEST(a_process_over_its_limit_loses_what_nobody_holds),
+        TEST(own_memory_leaves_less_for_adapters),
+        TEST(bytes_without_a_name_are_charged),
+        TEST(releasing_later_frees_on_another_thread),
+        TEST(a_copied_lease_holds_by_itself),
+        TEST(who_does_not_block_is_told_in_time_too),
         TEST(prefetch_calls_back_once),
         TEST(closing_answers_those_who_wait),
+        TEST(who_does_not_wait_for_room_is_told_at_once),
+        TEST(waiting_for_room_shows_and_waiting_for_a_load_does_not),
+        TEST(work_that_does_not_end_shows),
+        TEST(closing_while_two_wait_for_room),
+        TEST(a_file_that_grew_between_attempts_finds_room_anew),
+        TEST(what_takes_more_than_announced_evicts_for_the_rest),
+        TEST(nothing_goes_that_would_not_help),
+        TEST(who_pauses_keeps_nobody_back),
+        TEST(nobody_left_no_further_attempt),
+        TEST(a_load_that_was_overtaken_is_no_news),
+        TEST(what_was_expected_is_no_news),
+        TEST(an_old_pin_does_not_hold),
         TEST(each_allocation_may_fail),
         TEST(stress_from_eight_threads),
         TEST(thrash_has_no_livelock),

@@ -13,20 +13,20 @@
 
 static void names_go_both_ways(void **state) {
     (void)state;
-    for (int i = 0; i < GR_POLICY_KINDS; i++) {
-        gr_policy_kind kind = GR_POLICY_KINDS;
-        assert_true(gr_policy_parse(&kind, gr_policy_name((gr_policy_kind)i)));
+    for (int i = 0; i < GRAFT_POLICIES; i++) {
+        graft_policy kind = GRAFT_POLICIES;
+        assert_true(gr_policy_parse(&kind, graft_policy_name((graft_policy)i)));
         assert_int_equal(kind, i);
     }
-    gr_policy_kind kind = GR_POLICY_SIEVE;
-    assert_null(gr_policy_name(GR_POLICY_KINDS));
+    graft_policy kind = GRAFT_POLICY_SIEVE;
+    assert_null(graft_policy_name(GRAFT_POLICIES));
     assert_false(gr_policy_parse(&kind, "LRU"));
     assert_false(gr_policy_parse(&kind, ""));
-    assert_int_equal(kind, GR_POLICY_SIEVE);
+    assert_int_equal(kind, GRAFT_POLICY_SIEVE);
 
     graft_error err;
     gr_policy *p = NULL;
-    assert_int_equal(gr_policy_create(&p, GR_POLICY_KINDS, 1, &err), GRAFT_E_BAD_REQUEST);
+    assert_int_equal(gr_policy_create(&p, GRAFT_POLICIES, 1, &err), GRAFT_E_BAD_REQUEST);
     assert_null(p);
     gr_policy_free(NULL);
 }
@@ -40,7 +40,7 @@ static void names_go_both_ways(void **state) {
  * The answer lists the victims; '?' where room was needed and everything was held (a miss then does not insert).
  */
 typedef struct table_case {
-    gr_policy_kind kind;
+    graft_policy kind;
     uint64_t capacity;
     size_t max_count;
     const char *sizes; /* "a3b2": others are of size 1 */
@@ -118,7 +118,7 @@ static void run_case(const table_case *c) {
         assert_true(gr_policy_check(m.policy));
     }
     if (strcmp(m.victims, c->victims) != 0) {
-        print_error("%s, %s: %s\n", gr_policy_name(c->kind), c->script, m.victims);
+        print_error("%s, %s: %s\n", graft_policy_name(c->kind), c->script, m.victims);
     }
     assert_string_equal(m.victims, c->victims);
     gr_policy_free(m.policy);
@@ -145,7 +145,7 @@ static void lru_gives_up_the_one_unused_for_longest(void **state) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         table_case c = cases[i];
-        c.kind = GR_POLICY_LRU;
+        c.kind = GRAFT_POLICY_LRU;
         c.capacity = 3;
         run_case(&c);
     }
@@ -170,7 +170,7 @@ static void sieve_spares_the_visited_until_the_hand_returns(void **state) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         table_case c = cases[i];
-        c.kind = GR_POLICY_SIEVE;
+        c.kind = GRAFT_POLICY_SIEVE;
         c.capacity = 3;
         run_case(&c);
     }
@@ -199,7 +199,7 @@ static void s3fifo_tries_newcomers_in_a_small_queue(void **state) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         table_case c = cases[i];
-        c.kind = GR_POLICY_S3FIFO;
+        c.kind = GRAFT_POLICY_S3FIFO;
         run_case(&c);
     }
 }
@@ -229,7 +229,7 @@ static void wtinylfu_admits_only_the_more_wanted(void **state) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         table_case c = cases[i];
-        c.kind = GR_POLICY_WTINYLFU;
+        c.kind = GRAFT_POLICY_WTINYLFU;
         run_case(&c);
     }
 }
@@ -252,7 +252,7 @@ static void gdsf_weighs_frequency_cost_and_size(void **state) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         table_case c = cases[i];
-        c.kind = GR_POLICY_GDSF;
+        c.kind = GRAFT_POLICY_GDSF;
         run_case(&c);
     }
 }
@@ -273,7 +273,7 @@ static uint64_t dice(uint64_t sides) {
 
 typedef struct history {
     gr_policy *policy;
-    gr_policy_kind kind;
+    graft_policy kind;
     gr_policy_entry entries[OBJECTS];
     bool resident[OBJECTS];
     uint64_t used_at[OBJECTS]; /* lru: the last insertion, hit or end of a hold */
@@ -290,9 +290,9 @@ static void assert_victim_is_right(const history *h, int victim) {
         if (!h->resident[i] || h->entries[i].held > 0 || i == victim) {
             continue;
         }
-        if (h->kind == GR_POLICY_LRU) {
+        if (h->kind == GRAFT_POLICY_LRU) {
             assert_true(h->used_at[victim] < h->used_at[i]);
-        } else if (h->kind == GR_POLICY_GDSF) {
+        } else if (h->kind == GRAFT_POLICY_GDSF) {
             assert_true(h->entries[victim].priority <= h->entries[i].priority);
         }
     }
@@ -358,7 +358,7 @@ static void random_step(history *h) {
     h->used_at[i] = ++h->now;
 }
 
-static void random_history(gr_policy_kind kind, uint64_t seed) {
+static void random_history(graft_policy kind, uint64_t seed) {
     random_state = seed * 2654435761u + 1;
     history h = {.kind = kind, .capacity = 20 + dice(150), .max_count = dice(2) ? 1 + dice(12) : OBJECTS};
     uint64_t blocks = gr_memory_blocks();
@@ -375,7 +375,7 @@ static void random_history(gr_policy_kind kind, uint64_t seed) {
         assert_int_equal(gr_policy_count(h.policy), h.n_resident);
         assert_int_equal(gr_policy_bytes(h.policy), h.bytes);
         if (!gr_policy_check(h.policy)) {
-            fail_msg("%s, seed %d: invariants broken at step %d", gr_policy_name(kind), (int)seed, steps);
+            fail_msg("%s, seed %d: invariants broken at step %d", graft_policy_name(kind), (int)seed, steps);
         }
     }
     while (evict_any(&h, 0)) {
@@ -386,9 +386,9 @@ static void random_history(gr_policy_kind kind, uint64_t seed) {
 
 static void random_histories_keep_every_law(void **state) {
     (void)state;
-    for (int kind = 0; kind < GR_POLICY_KINDS; kind++) {
+    for (int kind = 0; kind < GRAFT_POLICIES; kind++) {
         for (uint64_t seed = 1; seed <= 60; seed++) {
-            random_history((gr_policy_kind)kind, seed);
+            random_history((graft_policy)kind, seed);
         }
     }
 }
@@ -396,10 +396,10 @@ static void random_histories_keep_every_law(void **state) {
 /* check() itself must see what is wrong. */
 static void the_check_notices_damage(void **state) {
     (void)state;
-    for (int kind = 0; kind < GR_POLICY_KINDS; kind++) {
+    for (int kind = 0; kind < GRAFT_POLICIES; kind++) {
         gr_policy *p;
         gr_policy_entry e[4];
-        assert_int_equal(gr_policy_create(&p, (gr_policy_kind)kind, 100, NULL), 0);
+        assert_int_equal(gr_policy_create(&p, (graft_policy)kind, 100, NULL), 0);
         for (int i = 0; i < 4; i++) {
             e[i] = (gr_policy_entry){.key = (uint64_t)i, .bytes = 10, .cost = 1};
             assert_int_equal(gr_policy_insert(p, &e[i], NULL), 0);
@@ -418,10 +418,10 @@ static void the_check_notices_damage(void **state) {
 
 static void removing_a_held_entry_forgets_it(void **state) {
     (void)state;
-    for (int kind = 0; kind < GR_POLICY_KINDS; kind++) {
+    for (int kind = 0; kind < GRAFT_POLICIES; kind++) {
         gr_policy *p;
         gr_policy_entry a = {.key = 1, .bytes = 10, .cost = 1}, b = {.key = 2, .bytes = 10, .cost = 1};
-        assert_int_equal(gr_policy_create(&p, (gr_policy_kind)kind, 100, NULL), 0);
+        assert_int_equal(gr_policy_create(&p, (graft_policy)kind, 100, NULL), 0);
         assert_int_equal(gr_policy_insert(p, &a, NULL), 0);
         assert_int_equal(gr_policy_insert(p, &b, NULL), 0);
         gr_policy_hold(p, &a);
@@ -437,7 +437,7 @@ static void removing_a_held_entry_forgets_it(void **state) {
 /* ---- memory ---- */
 
 /* Every allocation may fail: creating says so, inserting says so and leaves no trace, a lost ghost is no matter. */
-static bool fill_and_churn(gr_policy_kind kind) {
+static bool fill_and_churn(graft_policy kind) {
     enum { N = 100 };
     static gr_policy_entry entries[N];
     gr_policy *p;
@@ -465,16 +465,16 @@ static bool fill_and_churn(gr_policy_kind kind) {
 
 static void any_allocation_may_fail(void **state) {
     (void)state;
-    for (int kind = 0; kind < GR_POLICY_KINDS; kind++) {
+    for (int kind = 0; kind < GRAFT_POLICIES; kind++) {
         for (int forever = 0; forever < 2; forever++) {
             uint64_t blocks = gr_memory_blocks(), asked, n = 1;
             do {
                 gr_memory_fail_at(n, forever);
-                fill_and_churn((gr_policy_kind)kind);
+                fill_and_churn((graft_policy)kind);
                 asked = gr_memory_fail_at(0, 0);
                 assert_int_equal(gr_memory_blocks(), blocks);
             } while (asked >= n++);
-            assert_true(fill_and_churn((gr_policy_kind)kind));
+            assert_true(fill_and_churn((graft_policy)kind));
         }
     }
 }

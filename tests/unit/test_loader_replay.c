@@ -43,7 +43,7 @@ static void evictions_are_those_of_libcachesim(void **state) {
         uint64_t digest = UINT64_C(0xcbf29ce484222325);
         gr_replay_options options = {.capacity = 40 * MIB, .evicted = add_to_digest, .user = &digest};
         gr_replay_result r;
-        gr_policy_kind kind;
+        graft_policy kind;
         assert_true(gr_policy_parse(&kind, golden[i].policy));
         assert_int_equal(gr_replay(&r, trace, N, kind, &options, NULL), 0);
         assert_int_equal(r.evictions, golden[i].evictions);
@@ -107,8 +107,8 @@ static void no_policy_beats_belady_with_equal_sizes(void **state) {
         gr_replay_options options = {.capacity = 30 * MIB};
         gr_replay_result best, r;
         assert_int_equal(gr_replay_belady(&best, trace, N, &options, NULL), 0);
-        for (int policy = 0; policy < GR_POLICY_KINDS; policy++) {
-            assert_int_equal(gr_replay(&r, trace, N, (gr_policy_kind)policy, &options, NULL), 0);
+        for (int policy = 0; policy < GRAFT_POLICIES; policy++) {
+            assert_int_equal(gr_replay(&r, trace, N, (graft_policy)policy, &options, NULL), 0);
             assert_true(r.hits <= best.hits);
             assert_int_equal(r.hits + r.misses, N);
             assert_int_equal(r.misses, r.evictions + 30); /* 30 places are still taken at the end */
@@ -127,15 +127,15 @@ static void shares_of_the_number_work_like_shares_of_bytes(void **state) {
     const gr_workload w = {.kind = GR_WORKLOAD_ZIPF, .objects = 200, .skew = 0.9, .equal_sizes = true, .seed = 5};
     assert_int_equal(gr_workload_make(trace, N, &w, NULL), 0);
     const size_t places[] = {10, 20, 40, 100};
-    for (int policy = 0; policy < GR_POLICY_KINDS; policy++) {
+    for (int policy = 0; policy < GRAFT_POLICIES; policy++) {
         for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
             uint64_t a = 0, b = 0;
             gr_replay_options by_bytes = {.capacity = places[i] * MIB, .evicted = add_to_digest, .user = &a};
             gr_replay_options by_count = {.capacity = UINT64_MAX / 2, .max_count = places[i], .evicted = add_to_digest,
                                           .user = &b};
             gr_replay_result r;
-            assert_int_equal(gr_replay(&r, trace, N, (gr_policy_kind)policy, &by_bytes, NULL), 0);
-            assert_int_equal(gr_replay(&r, trace, N, (gr_policy_kind)policy, &by_count, NULL), 0);
+            assert_int_equal(gr_replay(&r, trace, N, (graft_policy)policy, &by_bytes, NULL), 0);
+            assert_int_equal(gr_replay(&r, trace, N, (graft_policy)policy, &by_count, NULL), 0);
             assert_true(a != 0 && a == b);
         }
     }
@@ -146,7 +146,7 @@ static void sizes_and_costs_are_counted(void **state) {
     const gr_request trace[] = {{1, 6, 2}, {2, 5, 3}, {3, 11, 4}, {2, 5, 3}, {1, 6, 2}, {3, 11, 4}};
     gr_replay_options options = {.capacity = 10};
     gr_replay_result r;
-    assert_int_equal(gr_replay(&r, trace, 6, GR_POLICY_LRU, &options, NULL), 0);
+    assert_int_equal(gr_replay(&r, trace, 6, GRAFT_POLICY_LRU, &options, NULL), 0);
     assert_int_equal(r.hits, 1);
     assert_int_equal(r.misses, 5);
     assert_int_equal(r.too_large, 2);
@@ -156,10 +156,10 @@ static void sizes_and_costs_are_counted(void **state) {
     const gr_request nothing = {1, 0, 1};
     graft_error err;
     r.hits = 77;
-    assert_int_equal(gr_replay(&r, &nothing, 1, GR_POLICY_LRU, &options, &err), GRAFT_E_BAD_REQUEST);
+    assert_int_equal(gr_replay(&r, &nothing, 1, GRAFT_POLICY_LRU, &options, &err), GRAFT_E_BAD_REQUEST);
     assert_int_equal(gr_replay_belady(&r, &nothing, 1, &options, &err), GRAFT_E_BAD_REQUEST);
     assert_int_equal(r.hits, 77);
-    assert_int_equal(gr_replay(&r, NULL, 0, GR_POLICY_LRU, &options, NULL), 0);
+    assert_int_equal(gr_replay(&r, NULL, 0, GRAFT_POLICY_LRU, &options, NULL), 0);
     assert_int_equal(gr_replay_belady(&r, NULL, 0, &options, NULL), 0);
 }
 
@@ -169,14 +169,14 @@ static void replay_survives_lack_of_memory(void **state) {
     static gr_request trace[N];
     const gr_workload w = {.kind = GR_WORKLOAD_ZIPF, .objects = 60, .skew = 0.5, .seed = 9};
     assert_int_equal(gr_workload_make(trace, N, &w, NULL), 0);
-    for (int policy = 0; policy <= GR_POLICY_KINDS; policy++) {
+    for (int policy = 0; policy <= GRAFT_POLICIES; policy++) {
         uint64_t blocks = gr_memory_blocks();
         gr_replay_options options = {.capacity = 500000000};
         gr_replay_result r;
         int code = GRAFT_E_OUT_OF_MEMORY;
         for (uint64_t n = 1; code != 0; n++) {
             gr_memory_fail_at(n, 1);
-            code = policy < GR_POLICY_KINDS ? gr_replay(&r, trace, N, (gr_policy_kind)policy, &options, NULL)
+            code = policy < GRAFT_POLICIES ? gr_replay(&r, trace, N, (graft_policy)policy, &options, NULL)
                                             : gr_replay_belady(&r, trace, N, &options, NULL);
             gr_memory_fail_at(0, 0);
             assert_true(code == 0 || code == GRAFT_E_OUT_OF_MEMORY);

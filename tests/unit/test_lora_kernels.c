@@ -10,6 +10,7 @@
 #include "base/memory.h"
 #include "lora/kernels_simd.h"
 #include "lora/random_adapter.h"
+#include "model/convert.h"
 
 #include <ggml.h>
 #include <math.h>
@@ -35,10 +36,23 @@ static float uniform(uint64_t *state) {
 }
 
 static float element(const gr_module *m, const void *matrix, size_t at) {
+    if (m->type == GR_DTYPE_Q8_0) {
+        const gr_q8_0 *block = (const gr_q8_0 *)matrix + at / 32;
+        return ggml_fp16_to_fp32(block->factor) * (float)block->q[at % 32];
+    }
     if (m->type == GR_DTYPE_F16) {
         return ggml_fp16_to_fp32(((const ggml_fp16_t *)matrix)[at]);
     }
     return ((const float *)matrix)[at];
+}
+
+/* Another factor for each block, some of them no normal float16, some negative (which no packer makes). */
+static void vary_factors(const gr_module *m, const void *matrix, int stride, uint64_t *state) {
+    gr_q8_0 *block = (gr_q8_0 *)matrix;
+    for (int i = 0; i < m->rank * stride / 32; i++) {
+        float factor = (0.2f + uniform(state)) * (gr_random(state) % 8 ? 0.01f : 1e-6f);
+        block[i].factor = ggml_fp32_to_fp16(factor);
+    }
 }
 
 /* Rows are a random choice in random order; the memory behind the last row of x and y is not ours. */
@@ -53,6 +67,10 @@ static void make(problem *p, int n_in, int n_out, int rank, gr_dtype type, int n
     assert_int_equal(gr_random_adapter_create(&p->adapter, &p->base, &id, 1, rank, type, 1.0f, seed, NULL), 0);
     p->adapter->modules[0].scale = 1.5f + uniform(&state);
     p->m = p->adapter->modules;
+    if (type == GR_DTYPE_Q8_0) {
+        vary_factors(p->m, p->m->a, p->m->stride_in, &state);
+        vary_factors(p->m, p->m->b, p->m->stride_out, &state);
+    }
     p->x_stride = (size_t)(n_in + GAP);
     p->y_stride = (size_t)(n_out + GAP);
     p->x = malloc((p->x_stride * (MAX_ROWS - 1) + (size_t)n_in) * sizeof(float));
@@ -169,6 +187,8 @@ static const gr_kernels *sets(int i) {
     return i == 0 ? gr_kernels_reference() : i == 1 ? gr_kernels_avx2() : i == 2 ? gr_kernels_neon() : NULL;
 }
 
+static const gr_dtype types[] = {GR_DTYPE_F32, GR_DTYPE_F16, GR_DTYPE_Q8_0};
+
 static void test_shapes(void **state) {
     static const int sizes[] = {1, 7, 8, 9, 15, 16, 17, 24, 33, 63, 64, 65, 100, 129, 192, 300};
     uint64_t seed = 1;
@@ -177,8 +197,7 @@ static void test_shapes(void **state) {
         for (size_t a = 0; sets(s) && a < sizeof sizes / sizeof *sizes; a++) {
             for (size_t b = 0; b < sizeof sizes / sizeof *sizes; b++, seed++) {
                 int rank = 1 + (int)(seed % 20), n_rows = 1 + (int)(seed * 7 % MAX_ROWS);
-                gr_dtype type = seed % 2 ? GR_DTYPE_F16 : GR_DTYPE_F32;
-                check_problem(sets(s), sizes[a], sizes[b], rank, type, n_rows, seed);
+                check_problem(sets(s), sizes[a], sizes[b], rank, types[seed % 3], n_rows, seed);
             }
         }
     }
@@ -189,8 +208,9 @@ static void test_ranks_and_rows(void **state) {
     for (int s = 0; s < 3; s++) {
         for (int rank = 1; sets(s) && rank <= 70; rank++) {
             for (int n_rows = 1; n_rows <= MAX_ROWS; n_rows += rank % 5 ? 3 : 1) {
-                check_problem(sets(s), 45, 83, rank, GR_DTYPE_F16, n_rows, (uint64_t)(rank * 100 + n_rows));
-                check_problem(sets(s), 45, 83, rank, GR_DTYPE_F32, n_rows, (uint64_t)(rank * 100 + n_rows));
+                for (int i = 0; i < 3; i++) {
+                    check_problem(sets(s), 45, 83, rank, types[i], n_rows, (uint64_t)(rank * 100 + n_rows));
+                }
             }
         }
     }
@@ -203,6 +223,8 @@ static void test_large(void **state) {
         if (sets(s)) {
             check_problem(sets(s), 1536, 576, 16, GR_DTYPE_F16, 8, 1);
             check_problem(sets(s), 577, 1537, 64, GR_DTYPE_F32, 5, 2);
+            check_problem(sets(s), 1537, 577, 16, GR_DTYPE_Q8_0, 1, 3);
+            check_problem(sets(s), 576, 1536, 16, GR_DTYPE_Q8_0, 8, 4);
         }
     }
 }
@@ -211,10 +233,10 @@ static void test_large(void **state) {
 static void test_company_and_split(void **state) {
     (void)state;
     for (int s = 0; s < 3; s++) {
-        for (int rank = 1; sets(s) && rank < 30; rank += 4) {
+        for (int rank = 1; sets(s) && rank < 48; rank += 4) {
             const gr_kernels *kernels = sets(s);
             problem p;
-            make(&p, 83, 171, rank, rank % 8 == 1 ? GR_DTYPE_F16 : GR_DTYPE_F32, 7, (uint64_t)rank);
+            make(&p, 83, 171, rank, types[rank / 4 % 3], 7, (uint64_t)rank);
             float *t = run_down(&p, kernels, 0, rank);
             float *y = run_up(&p, kernels, t, 0, 7, 0, 171);
             for (int i = 0; i < 7; i++) {
@@ -236,8 +258,9 @@ static void test_company_and_split(void **state) {
                 assert_true(t[i] == (i % rank < cut ? low[i] : high[i]));
                 assert_true((i % rank < cut ? high[i] : low[i]) == 777.0f); /* the other part is left alone */
             }
-            for (int o0 = 0; o0 < 171; o0 += 48) {
-                int o1 = o0 + 48 < 171 ? o0 + 48 : 171;
+            int piece_size = rank % 8 == 1 ? GR_PAD : 3 * GR_PAD;
+            for (int o0 = 0; o0 < 171; o0 += piece_size) {
+                int o1 = o0 + piece_size < 171 ? o0 + piece_size : 171;
                 float *piece = run_up(&p, kernels, t, 0, 7, o0, o1);
                 for (size_t i = 0; i < y_count(&p); i++) {
                     int o = (int)(i % p.y_stride);
@@ -267,7 +290,7 @@ static void test_nothing_to_do(void **state) {
             float *y = run_up(&p, sets(s), t, 0, 0, 0, 20);
             check_up(&p, t, y, 0, 0);
             free(y);
-            y = run_up(&p, sets(s), t, 0, 2, 16, 16);
+            y = run_up(&p, sets(s), t, 0, 2, GR_PAD, GR_PAD);
             check_up(&p, t, y, 0, 0);
             free(y);
             finish(&p);

@@ -5,6 +5,8 @@
 #include "model/adapter.h"
 #include "model/convert.h"
 
+#include <float.h>
+#include <ggml.h>
 #include <openssl/evp.h>
 
 static const uint64_t plenty = (uint64_t)1 << 30;
@@ -97,6 +99,43 @@ static void bfloat_widens(void **state) {
     }
 }
 
+/* From the smallest numbers to the largest: within the bound that convert.h gives, and what ggml reads is the same. */
+static void q8_0_rounds_to_half_a_factor(void **state) {
+    (void)state;
+    enum { N = 70 }; /* the last block has 6 */
+    float x[N], back[96], theirs[96];
+    gr_q8_0 blocks[4];
+    double worst = 0;
+    for (int step = 0; step < 3000; step++) {
+        float size = ldexpf(1.3f, step % 46 - 30); /* 1e-9 to 43000 */
+        for (int i = 0; i < N; i++) {
+            x[i] = fminf(fmaxf(2 * size * test_value("q8_0", (size_t)(step * N + i)), -65024.0f), 65024.0f);
+            x[i] = step % 7 == 0 && i >= 32 && i < 64 ? 0.0f : x[i];
+        }
+        memset(blocks, 0xee, sizeof blocks);
+        gr_f32_to_q8_0(blocks, x, N);
+        assert_int_equal(blocks[3].factor, 0xeeee);
+        gr_q8_0_to_f32(back, blocks, 96);
+        ggml_get_type_traits(GGML_TYPE_Q8_0)->to_float(blocks, theirs, 96);
+        for (int i = 0; i < 96; i++) {
+            double largest = 0, factor = test_half_value(blocks[i / 32].factor), value = i < N ? (double)x[i] : 0.0;
+            for (int k = i / 32 * 32; k < i / 32 * 32 + 32 && k < N; k++) {
+                largest = fmax(largest, fabs((double)x[k]));
+            }
+            assert_true(back[i] == theirs[i]);
+            assert_true(factor * 127 <= 65024);
+            assert_true(blocks[i / 32].q[i % 32] >= -127);
+            assert_true(factor <= largest / 127 * (1 + 0x1p-11) + 0x1p-24);
+            assert_true(fabs((double)back[i] - value) <= factor * 0.50002);
+            assert_true(i < N || back[i] == 0.0f);
+            worst = fmax(worst, factor > 0 ? fabs((double)back[i] - value) / factor : 0);
+        }
+    }
+    assert_true(worst > 0.499); /* and the bound is met */
+    float huge[32] = {FLT_MAX, -FLT_MAX}; /* not stored in Q8_0, but no harm */
+    gr_f32_to_q8_0(blocks, huge, 32);
+}
+
 /* ---- packing -------------------------------------------------------------------------------------------- */
 
 static const gr_module *find_module(const gr_adapter *a, const gr_base_model *base, const char *weight) {
@@ -112,6 +151,27 @@ static uint32_t element_bits(const gr_module *m, char part, int k, int j) {
     const void *matrix = part == 'a' ? m->a : m->b;
     size_t at = (size_t)k * (size_t)(part == 'a' ? m->stride_in : m->stride_out) + (size_t)j;
     return m->type == GR_DTYPE_F16 ? ((const uint16_t *)matrix)[at] : test_bits(((const float *)matrix)[at]);
+}
+
+/* Row k of a matrix, of which element j is x[at(j)] of the file, as blocks. */
+static void check_q8_0_row(const gr_q8_0 *row, const test_tensor *t, int n, size_t first, size_t step, const int *from) {
+    float *x = malloc((size_t)n * sizeof *x);
+    size_t n_blocks = ((size_t)n + 31) / 32;
+    gr_q8_0 *wanted = malloc(n_blocks * sizeof *wanted);
+    for (int j = 0; j < n; j++) {
+        x[j] = test_stored(t, first + step * (size_t)(from ? from[j] : j));
+    }
+    gr_f32_to_q8_0(wanted, x, (size_t)n);
+    assert_memory_equal(row, wanted, n_blocks * sizeof *wanted);
+    free(wanted);
+    free(x);
+}
+
+static void check_q8_0(const gr_module *m, const test_tensor *a, const test_tensor *b, const int *from) {
+    for (int k = 0; k < m->rank; k++) {
+        check_q8_0_row((const gr_q8_0 *)m->a + k * (m->stride_in / 32), a, m->n_in, (size_t)k * (size_t)m->n_in, 1, NULL);
+        check_q8_0_row((const gr_q8_0 *)m->b + k * (m->stride_out / 32), b, m->n_out, (size_t)k, (size_t)m->rank, from);
+    }
 }
 
 static uint32_t wanted_bits(const gr_module *m, const test_tensor *t, size_t i) {
@@ -150,6 +210,10 @@ static void check_module(const gr_module *m, const test_tensor *a, const test_te
     assert_int_equal((uintptr_t)m->a % 64, 0);
     assert_int_equal((uintptr_t)m->b % 64, 0);
     row_order(from, m->n_out, heads);
+    if (m->type == GR_DTYPE_Q8_0) {
+        check_q8_0(m, a, b, from);
+        return;
+    }
     for (int k = 0; k < m->rank; k++) {
         for (int j = 0; j < m->stride_in; j++) {
             uint32_t wanted = j < m->n_in ? wanted_bits(m, a, (size_t)(k * m->n_in + j)) : 0;
@@ -177,15 +241,18 @@ static gr_adapter *must_load(const gr_base_model *base, const char *path, graft_
     return a;
 }
 
+static const gr_dtype stored_as[] = {[GRAFT_TYPE_F16] = GR_DTYPE_F16, [GRAFT_TYPE_F32] = GR_DTYPE_F32,
+                                     [GRAFT_TYPE_Q8_0] = GR_DTYPE_Q8_0};
+
 /* Each file type stored as each type: F16 in F16 and anything in F32 are bit-exact, the rest is rounded once. */
 static void every_number_is_in_its_place(void **state) {
     (void)state;
     const gr_dtype dtypes[] = {GR_DTYPE_F32, GR_DTYPE_F16, GR_DTYPE_BF16};
     gr_base_model *base = test_base_make("llama");
-    for (int i = 0; i < 6; i++) {
-        graft_adapter_type type = i % 2 ? GRAFT_TYPE_F32 : GRAFT_TYPE_F16;
+    for (int i = 0; i < 9; i++) {
+        graft_adapter_type type = (graft_adapter_type)(i % 3);
         test_dir d = test_dir_make();
-        test_adapter *t = test_adapter_make(dtypes[i / 2]);
+        test_adapter *t = test_adapter_make(dtypes[i / 3]);
         test_write_peft(t, &d);
         test_write_safetensors(t, &d, "adapter_model.safetensors", i); /* data at odd offsets too */
         uint64_t before = gr_memory_bytes();
@@ -202,7 +269,7 @@ static void every_number_is_in_its_place(void **state) {
         for (size_t k = 0; k < a->n_modules; k++) {
             const gr_module *m = &a->modules[k];
             assert_true(k == 0 || m->weight > a->modules[k - 1].weight);
-            assert_int_equal(m->type, type == GRAFT_TYPE_F16 ? GR_DTYPE_F16 : GR_DTYPE_F32);
+            assert_int_equal(m->type, stored_as[type]);
             assert_true(m->scale == 2.0f);
             assert_false(m->zero);
             assert_null(m->own);
@@ -244,14 +311,18 @@ static void gguf_rows_stay_as_they_are(void **state) {
     test_base_free(base);
 }
 
-/* Matrices larger than what is read at once: chunk borders inside rows of A and between rows of B. */
+static void generation_of(char out[65], const char *config, const char *weights);
+
+/* Matrices larger than what is read at once, in a file large enough to be hashed on another thread. Of 4992 rows a
+ * quarter, one head, makes whole blocks of Q8_0; of 5000 only all do. */
 static void matrices_larger_than_a_chunk(void **state) {
     (void)state;
-    enum { WIDE = 5000, RANK = 100 };
+    enum { RANK = 100 };
     gr_base_model *base = test_base_make("llama");
     int q = gr_base_model_weight(base, "blk.0.attn_q.weight");
-    base->weights[q].n_in = base->weights[q].n_out = WIDE;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 5; i++) {
+        const int WIDE = i == 4 ? 4992 : 5000;
+        base->weights[q].n_in = base->weights[q].n_out = WIDE;
         test_dir d = test_dir_make();
         test_adapter *t = calloc(1, sizeof *t);
         snprintf(t->config, sizeof t->config, "{\"peft_type\":\"LORA\",\"r\":%d,\"lora_alpha\":8}", RANK);
@@ -260,22 +331,50 @@ static void matrices_larger_than_a_chunk(void **state) {
         ta->has_special = i == 2; /* too large for float16, and not in the last chunk */
         ta->special = 70000.0f;
         test_write_peft(t, &d);
-        gr_adapter *a = must_load(base, d.path, i ? GRAFT_TYPE_F16 : GRAFT_TYPE_F32);
+        gr_adapter *a = must_load(base, d.path, i == 0 ? GRAFT_TYPE_F32 : i < 3 ? GRAFT_TYPE_F16 : GRAFT_TYPE_Q8_0);
         const gr_module *m = find_module(a, base, "blk.0.attn_q.weight");
-        assert_int_equal(m->type, i == 1 ? GR_DTYPE_F16 : GR_DTYPE_F32);
-        int *from = malloc(WIDE * sizeof *from);
+        assert_int_equal(m->type, i == 1 ? GR_DTYPE_F16 : i > 2 ? GR_DTYPE_Q8_0 : GR_DTYPE_F32);
+        int *from = malloc((size_t)WIDE * sizeof *from);
         row_order(from, WIDE, TEST_HEADS);
-        for (int k = 0; k < RANK; k++) {
+        for (int k = 0; k < RANK && i < 3; k++) {
             for (int j = 0; j < WIDE; j++) {
-                assert_int_equal(element_bits(m, 'a', k, j), wanted_bits(m, ta, (size_t)k * WIDE + (size_t)j));
-                assert_int_equal(element_bits(m, 'b', k, j), wanted_bits(m, tb, (size_t)from[j] * RANK + (size_t)k));
+                assert_int_equal(element_bits(m, 'a', k, j), wanted_bits(m, ta, (size_t)(k * WIDE + j)));
+                assert_int_equal(element_bits(m, 'b', k, j), wanted_bits(m, tb, (size_t)(from[j] * RANK + k)));
             }
         }
+        if (i >= 3) {
+            check_q8_0(m, ta, tb, from);
+        }
         free(from);
+        char wanted[65];
+        generation_of(wanted, test_path(&d, "adapter_config.json"), test_path(&d, "adapter_model.safetensors"));
+        assert_string_equal(a->generation, wanted);
         gr_adapter_release(a);
         free(t);
         test_dir_remove(&d);
     }
+    test_base_free(base);
+}
+
+/* One row of A is more than is read at once: pieces of it, and blocks must not be cut. */
+static void rows_longer_than_a_chunk(void **state) {
+    (void)state;
+    enum { LONG = 70001, RANK = 3 };
+    gr_base_model *base = test_base_make("llama");
+    base->weights[gr_base_model_weight(base, "blk.0.ffn_down.weight")].n_in = LONG;
+    test_dir d = test_dir_make();
+    test_adapter *t = calloc(1, sizeof *t);
+    snprintf(t->config, sizeof t->config, "{\"peft_type\":\"LORA\",\"r\":%d,\"lora_alpha\":8}", RANK);
+    test_tensor *ta = test_add(t, TEST_DOWN(0, "A"), GR_DTYPE_F32, RANK, LONG);
+    test_tensor *tb = test_add(t, TEST_DOWN(0, "B"), GR_DTYPE_F32, TEST_EMBD, RANK);
+    test_write_peft(t, &d);
+    for (int type = 0; type < 3; type++) {
+        gr_adapter *a = must_load(base, d.path, (graft_adapter_type)type);
+        check_module(find_module(a, base, "blk.0.ffn_down.weight"), ta, tb, 0);
+        gr_adapter_release(a);
+    }
+    free(t);
+    test_dir_remove(&d);
     test_base_free(base);
 }
 
@@ -316,6 +415,49 @@ static void what_does_not_fit_float16_stays_float32(void **state) {
     test_base_free(base);
 }
 
+/* The same for Q8_0: in float16 if that can hold it, else in float32. */
+static void what_does_not_fit_q8_0_stays_wider(void **state) {
+    (void)state;
+    const struct { float special, factor; gr_dtype file, stored; const char *tensor; } cases[] = {
+        {65024.0f, 1, GR_DTYPE_F32, GR_DTYPE_Q8_0, TEST_Q(0, "A")}, {-65025.0f, 1, GR_DTYPE_F32, GR_DTYPE_F16, TEST_Q(0, "A")},
+        {65504.0f, 1, GR_DTYPE_F16, GR_DTYPE_F16, TEST_Q(0, "B")},  {65505.0f, 1, GR_DTYPE_F32, GR_DTYPE_F32, TEST_Q(0, "B")},
+        {-3e38f, 1, GR_DTYPE_BF16, GR_DTYPE_F32, TEST_Q(0, "A")},   {0, 1e-4f, GR_DTYPE_F32, GR_DTYPE_F32, TEST_Q(0, "A")},
+        {0, 1e-4f, GR_DTYPE_F16, GR_DTYPE_F16, TEST_Q(0, "B")},     {0, 1e-4f, GR_DTYPE_BF16, GR_DTYPE_F32, TEST_Q(0, "B")},
+        {0, 1e-3f, GR_DTYPE_F32, GR_DTYPE_Q8_0, TEST_Q(0, "B")},    {0, 0, GR_DTYPE_F32, GR_DTYPE_Q8_0, TEST_Q(0, "B")},
+    };
+    gr_base_model *base = test_base_make("llama");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        test_dir d = test_dir_make();
+        test_adapter *t = test_adapter_make(cases[i].file == GR_DTYPE_F16 ? GR_DTYPE_F16 : GR_DTYPE_F32);
+        test_tensor *s = test_find(t, cases[i].tensor);
+        s->factor = cases[i].factor;
+        s->dtype = cases[i].file;
+        s->has_special = cases[i].special != 0;
+        s->special = cases[i].special;
+        s->special_at = 77;
+        test_write_peft(t, &d);
+        uint64_t before = gr_memory_bytes();
+        gr_adapter *a = must_load(base, d.path, GRAFT_TYPE_Q8_0);
+        assert_int_equal(a->bytes, gr_memory_bytes() - before);
+        const gr_module *m = find_module(a, base, "blk.0.attn_q.weight");
+        if (m->type != cases[i].stored) {
+            fail_msg("case %zu is stored as %s", i, gr_dtype_name(m->type));
+        }
+        assert_int_equal(m->own != NULL, m->type != GR_DTYPE_Q8_0);
+        assert_int_equal(m->zero, cases[i].factor == 0);
+        check_module(m, test_find(t, TEST_Q(0, "A")), test_find(t, TEST_Q(0, "B")), TEST_HEADS);
+        const gr_module *other = find_module(a, base, "blk.1.attn_q.weight");
+        assert_int_equal(other->type, GR_DTYPE_Q8_0);
+        check_module(other, test_find(t, TEST_Q(1, "A")), test_find(t, TEST_Q(1, "B")), TEST_HEADS);
+        assert_int_equal(a->type, GRAFT_TYPE_Q8_0);
+        gr_adapter_release(a);
+        assert_int_equal(gr_memory_bytes(), before);
+        free(t);
+        test_dir_remove(&d);
+    }
+    test_base_free(base);
+}
+
 /* L11 */
 static void numbers_that_are_none_are_found(void **state) {
     (void)state;
@@ -327,6 +469,8 @@ static void numbers_that_are_none_are_found(void **state) {
         {GR_DTYPE_F16, GRAFT_TYPE_F32, NAN, TEST_DOWN(0, "B"), "[0, 0] is NaN", 0},
         {GR_DTYPE_BF16, GRAFT_TYPE_F16, NAN, TEST_K(0, "B"), "[1, 1] is NaN", 5},
         {GR_DTYPE_BF16, GRAFT_TYPE_F32, INFINITY, TEST_K(0, "A"), "[0, 5] is infinite", 5},
+        {GR_DTYPE_F16, GRAFT_TYPE_Q8_0, INFINITY, TEST_K(0, "A"), "[0, 5] is infinite", 5},
+        {GR_DTYPE_F32, GRAFT_TYPE_Q8_0, NAN, TEST_Q(1, "B"), "[10, 3] is NaN", 43},
     };
     gr_base_model *base = test_base_make("llama");
     uint64_t blocks = gr_memory_blocks();
@@ -357,10 +501,10 @@ typedef struct lines {
     char last[256];
 } lines;
 
-static void on_line(graft_log_level level, const char *line, void *user) {
+static void on_line(const graft_log_entry *entry, void *user) {
     lines *l = user;
-    l->n += level == GRAFT_LOG_WARN;
-    snprintf(l->last, sizeof l->last, "%s", line);
+    l->n += entry->level == GRAFT_LOG_WARN;
+    snprintf(l->last, sizeof l->last, "%s", entry->text);
 }
 
 /* L12 */
@@ -415,7 +559,7 @@ static size_t read_file(uint8_t *out, size_t max, const char *path) {
 
 /* SHA-256 over SHA-256(config) and the weights file, computed from the files themselves. */
 static void generation_of(char out[65], const char *config, const char *weights) {
-    static uint8_t bytes[1 << 20];
+    static uint8_t bytes[1 << 23];
     uint8_t all[32], final[32];
     size_t n = config ? read_file(bytes, sizeof bytes, config) : 0;
     assert_int_equal(EVP_Digest(bytes, n, all, NULL, EVP_sha256(), NULL), 1);
@@ -441,13 +585,13 @@ static void the_generation_is_the_hash_of_both_files(void **state) {
     test_write_peft(t, &d);
     test_write_gguf(g, &d, "a.gguf", "adapter", "llama", 8, false);
     char wanted[65];
-    for (int type = 0; type < 2; type++) {
+    for (int type = 0; type < 3; type++) {
         generation_of(wanted, test_path(&d, "adapter_config.json"), test_path(&d, "adapter_model.safetensors"));
-        gr_adapter *a = must_load(base, d.path, type ? GRAFT_TYPE_F32 : GRAFT_TYPE_F16);
+        gr_adapter *a = must_load(base, d.path, (graft_adapter_type)type);
         assert_string_equal(a->generation, wanted);
         gr_adapter_release(a);
         generation_of(wanted, NULL, test_path(&d, "a.gguf")); /* with padding between its tensors */
-        a = must_load(base, test_path(&d, "a.gguf"), type ? GRAFT_TYPE_F32 : GRAFT_TYPE_F16);
+        a = must_load(base, test_path(&d, "a.gguf"), (graft_adapter_type)type);
         assert_string_equal(a->generation, wanted);
         gr_adapter_release(a);
     }
@@ -535,6 +679,57 @@ static void files_that_change_while_they_are_read(void **state) {
     test_base_free(base);
 }
 
+typedef struct attempt {
+    const gr_base_model *base;
+    const char *path;
+    graft_adapter_type type;
+} attempt;
+
+static int load_and_free(void *data, graft_error *err) {
+    const attempt *t = data;
+    gr_adapter *a = NULL;
+    int rc = load(&a, t->base, t->path, t->type, err);
+    gr_adapter_release(a);
+    return rc;
+}
+
+/* With a thread that hashes: errors in the middle, and every allocation. */
+static void large_files_fail_cleanly(void **state) {
+    (void)state;
+    enum { WIDE = 6000, RANK = 64 };
+    gr_base_model *base = test_base_make("llama");
+    int q = gr_base_model_weight(base, "blk.0.attn_q.weight");
+    base->weights[q].n_in = base->weights[q].n_out = WIDE;
+    test_dir d = test_dir_make();
+    test_adapter *t = calloc(1, sizeof *t);
+    snprintf(t->config, sizeof t->config, "{\"peft_type\":\"LORA\",\"r\":%d,\"lora_alpha\":8}", RANK);
+    test_tensor *ta = test_add(t, TEST_Q(0, "A"), GR_DTYPE_F32, RANK, WIDE);
+    test_add(t, TEST_Q(0, "B"), GR_DTYPE_F32, WIDE, RANK);
+    test_write_peft(t, &d);
+    opened o;
+    gr_adapter *a = NULL;
+    graft_error err;
+    uint64_t blocks = gr_memory_blocks();
+    torture("large", load_and_free, &(attempt){base, d.path, GRAFT_TYPE_Q8_0});
+
+    open_plan(&o, base, d.path);
+    assert_int_equal(truncate(test_path(&d, "adapter_model.safetensors"), 2000000), 0);
+    expect_code("cut", gr_adapter_build(&a, o.plan, GRAFT_TYPE_F16, &err), GRAFT_E_CHANGED_WHILE_READING, &err);
+    close_plan(&o);
+
+    ta->has_special = true;
+    ta->special = NAN;
+    ta->special_at = WIDE * RANK - 100;
+    test_write_peft(t, &d);
+    expect_code("NaN", load(&a, base, d.path, GRAFT_TYPE_F16, &err), GRAFT_E_NON_FINITE, &err);
+    assert_non_null(strstr(err.message, "[63, 5900] is NaN"));
+    assert_null(a);
+    assert_int_equal(gr_memory_blocks(), blocks);
+    free(t);
+    test_dir_remove(&d);
+    test_base_free(base);
+}
+
 /* ---- size, sharing, memory ------------------------------------------------------------------------------ */
 
 static void the_size_is_known_before_reading(void **state) {
@@ -543,15 +738,27 @@ static void the_size_is_known_before_reading(void **state) {
     test_dir d = test_dir_make();
     test_adapter *t = test_adapter_make(GR_DTYPE_BF16);
     test_write_peft(t, &d);
-    for (int type = 0; type < 2; type++) {
+    for (int type = 0; type < 3; type++) {
         opened o;
         open_plan(&o, base, d.path);
-        uint64_t said = gr_adapter_size(o.plan, type ? GRAFT_TYPE_F32 : GRAFT_TYPE_F16), before = gr_memory_bytes();
+        uint64_t said = gr_adapter_size(o.plan, (graft_adapter_type)type), before = gr_memory_bytes();
         gr_adapter *a;
         graft_error err;
-        assert_int_equal(gr_adapter_build(&a, o.plan, type ? GRAFT_TYPE_F32 : GRAFT_TYPE_F16, &err), 0);
+        assert_int_equal(gr_adapter_build(&a, o.plan, (graft_adapter_type)type, &err), 0);
         assert_int_equal(gr_memory_bytes() - before, said);
         assert_int_equal(a->bytes, said);
+        uint64_t blocks = 0; /* of 32 elements, in matrices that begin 64 bytes aligned */
+        const uint64_t block_size = type == GRAFT_TYPE_F32 ? 128 : type == GRAFT_TYPE_F16 ? 64 : 34;
+        for (size_t i = 0; i < a->n_modules; i++) {
+            const gr_module *m = &a->modules[i];
+            const int widths[] = {m->n_in, m->n_out};
+            for (int k = 0; k < 2; k++) {
+                uint64_t size = (uint64_t)m->rank * (uint64_t)((widths[k] + 31) / 32) * block_size;
+                blocks += (size + 63) / 64 * 64;
+            }
+        }
+        assert_int_equal(said, sizeof *a + a->n_modules * sizeof *a->modules + a->n_weights * sizeof *a->by_weight +
+                         strlen(d.path) + 1 + blocks);
         close_plan(&o);
         gr_adapter_release(a);
     }
@@ -581,19 +788,6 @@ static void the_last_reference_frees(void **state) {
     test_base_free(base);
 }
 
-typedef struct attempt {
-    const gr_base_model *base;
-    const char *path;
-} attempt;
-
-static int load_and_free(void *data, graft_error *err) {
-    const attempt *t = data;
-    gr_adapter *a = NULL;
-    int rc = load(&a, t->base, t->path, GRAFT_TYPE_F16, err);
-    gr_adapter_release(a);
-    return rc;
-}
-
 static void every_allocation_may_fail(void **state) {
     (void)state;
     gr_base_model *base = test_base_make("llama");
@@ -604,8 +798,9 @@ static void every_allocation_may_fail(void **state) {
     test_write_peft(t, &d);
     test_write_gguf(g, &d, "a.gguf", "adapter", "llama", 8, false);
     int fds = test_open_fds();
-    torture("folder", load_and_free, &(attempt){base, d.path});
-    torture("GGUF", load_and_free, &(attempt){base, test_path(&d, "a.gguf")});
+    torture("folder", load_and_free, &(attempt){base, d.path, GRAFT_TYPE_F16});
+    torture("Q8_0", load_and_free, &(attempt){base, d.path, GRAFT_TYPE_Q8_0});
+    torture("GGUF", load_and_free, &(attempt){base, test_path(&d, "a.gguf"), GRAFT_TYPE_F16});
     assert_int_equal(test_open_fds(), fds);
     free(t);
     free(g);
@@ -619,14 +814,18 @@ int main(void) {
         cmocka_unit_test(floats_round_to_the_nearest_even_half),
         cmocka_unit_test(the_largest_is_found_anywhere),
         cmocka_unit_test(bfloat_widens),
+        cmocka_unit_test(q8_0_rounds_to_half_a_factor),
         cmocka_unit_test(every_number_is_in_its_place),
         cmocka_unit_test(gguf_rows_stay_as_they_are),
         cmocka_unit_test(matrices_larger_than_a_chunk),
+        cmocka_unit_test(rows_longer_than_a_chunk),
         cmocka_unit_test(what_does_not_fit_float16_stays_float32),
+        cmocka_unit_test(what_does_not_fit_q8_0_stays_wider),
         cmocka_unit_test(numbers_that_are_none_are_found),
         cmocka_unit_test(untrained_adapters_are_noted),
         cmocka_unit_test(the_generation_is_the_hash_of_both_files),
         cmocka_unit_test(files_that_change_while_they_are_read),
+        cmocka_unit_test(large_files_fail_cleanly),
         cmocka_unit_test(the_size_is_known_before_reading),
         cmocka_unit_test(the_last_reference_frees),
         cmocka_unit_test(every_allocation_may_fail),

@@ -17,15 +17,15 @@ typedef struct lines {
     char last_error[512];
 } lines;
 
-static void on_line(graft_log_level level, const char *line, void *user) {
+static void on_line(const graft_log_entry *entry, void *user) {
     lines *l = user;
     l->n++;
-    l->debug += level == GRAFT_LOG_DEBUG;
-    assert_null(strchr(line, '\n'));
-    assert_int_not_equal(line[strlen(line) - 1], '?'); /* what control characters become */
-    if (level == GRAFT_LOG_ERROR) {
+    l->debug += entry->level == GRAFT_LOG_DEBUG;
+    assert_null(strchr(entry->text, '\n'));
+    assert_int_not_equal(entry->text[strlen(entry->text) - 1], '?'); /* what control characters become */
+    if (entry->level == GRAFT_LOG_ERROR) {
         l->errors++;
-        snprintf(l->last_error, sizeof l->last_error, "%s", line);
+        snprintf(l->last_error, sizeof l->last_error, "%s", entry->text);
     }
 }
 

@@ -293,10 +293,9 @@ static void forked(void **state) {
 static char last_log[1024];
 static atomic_int log_lines;
 
-static void take_log(graft_log_level level, const char *line, void *user) {
-    (void)level;
+static void take_log(const graft_log_entry *entry, void *user) {
     (void)user;
-    snprintf(last_log, sizeof last_log, "%s", line);
+    snprintf(last_log, sizeof last_log, "%s", entry->text);
     atomic_fetch_add(&log_lines, 1);
 }
 

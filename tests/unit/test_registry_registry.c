@@ -385,6 +385,13 @@ static void late_news(void **state) {
     graft_registered_list_free(l);
     tell(r, (gr_event){.kind = GR_EVENT_LOADED, .generation = g2, .bytes = 1, .format = "peft", .revision = now.revision});
     assert_string_equal(support_find(r, "p", "default").generation, g2);
+    /* Of the same revision, and overtaken by another load: it is told, and the name keeps the generation that it has. */
+    tell(r, (gr_event){.kind = GR_EVENT_LOADED, .generation = g1, .bytes = 1, .format = "peft", .revision = now.revision, .stale = true});
+    assert_string_equal(support_find(r, "p", "default").generation, g2);
+    l = support_get(r, "p", "default");
+    assert_int_equal(l->items[0].state, GRAFT_REGISTERED_READY);
+    assert_int_equal(l->items[0].history.loads, 3);
+    graft_registered_list_free(l);
     gr_registry_close(r);
     support_remove(&d);
 }
