@@ -1,13 +1,13 @@
 # What a person types. CMake (CMakePresets.json) does the building; this file fetches what it needs first.
 .DEFAULT_GOAL := help
-.PHONY: help demo build dev deps test test-dev test-asan test-tsan test-clang check bench oracle install clean
+.PHONY: help demo build dev deps test test-dev test-asan test-tsan test-clang check schedules model planted bench bench-loader oracle cachesim install clean
 
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 export CTEST_OUTPUT_ON_FAILURE = 1
 
 help:  ## this list
 	@echo 'graft: many LoRA adapters over one base model'; echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo; echo 'after a build, the command is build/graft'
 
 demo: build  ## the main job on a small model: three projects and the base answer in one batch
@@ -42,11 +42,26 @@ test-clang: deps  ## everything compiles without a warning with Clang too, and t
 check:  ## layers (no include points up), public header as C and C++, scripts
 	@tools/check.sh
 
+schedules: dev  ## the loader under 1,000,000 seeded schedules for each scene (about 25 minutes)
+	@GRAFT_SCHEDULES=$${GRAFT_SCHEDULES:-1000000} build/dev/tests/test_schedules
+
+model:  ## the loader's model in Spin: every interleaving (two or three minutes, under 2 GB)
+	@tools/model.sh
+
+planted: dev  ## bugs planted in the loader, one at a time: each must make a test fail
+	@python3 tests/planted/run.py
+
 bench: build  ## speed: rows against grouped, base and libllama's own path; figures into bench/
 	@bench/run.sh
 
+bench-loader: build  ## the dynamic loader: leases, loading beside libllama's, eviction, 10,000 names, policies
+	@bench/loader.sh
+
 oracle: dev  ## against PEFT itself: makes the golden logits anew with PyTorch and compares
 	@tests/oracle/run.sh
+
+cachesim: dev  ## the eviction policies against libCacheSim, eviction by eviction
+	@tests/loader/run.sh
 
 install: build  ## cmake --install build (set DESTDIR or PREFIX)
 	@cmake --install build $(if $(PREFIX),--prefix $(PREFIX))

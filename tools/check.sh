@@ -4,6 +4,7 @@
 #   header      include/graft.h stands alone, as C and as C++, with -Wpedantic
 #   errors      docs/errors.md has a row for each code of graft.h
 #   scripts     every shell and Python script parses
+#   model       tests/spin/loader.pml knows the states of src/loader/table.c
 #   cleanliness no tabs or trailing blanks in sources
 set -eu
 cd "$(dirname "$0")/.."
@@ -64,6 +65,8 @@ tab=$(printf '\t')
 if grep -rn "$tab" include src cli tests --include='*.[ch]' >&2; then complain "tabs in C sources"; fi
 
 python3 tests/bad_inputs/table.py | cmp -s - docs/bad-inputs.md || complain "docs/bad-inputs.md is out of date: python3 tests/bad_inputs/table.py >docs/bad-inputs.md"
+
+tools/model.sh names || complain "the loader's model is behind the loader"
 
 # Links from one page to another must lead somewhere.
 for page in $(git ls-files '*.md'); do

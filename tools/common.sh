@@ -4,3 +4,12 @@ mkdir -p "$CACHE"
 
 # Everything for the person goes to stderr; stdout carries results.
 say() { printf '%s\n' "$*" >&2; }
+
+# about_to_run COMMAND…: says it, and asks if sudo is among it, unless this is CI. Fails if the answer is no.
+about_to_run() {
+    say "About to run: $*"
+    case "$1" in sudo) [ -z "${CI:-}" ] || return 0 ;; *) return 0 ;; esac
+    printf 'Go on? [y/N] ' >&2
+    read -r answer || answer=n
+    case "$answer" in y|Y|yes) ;; *) say "Nothing was installed."; return 1 ;; esac
+}

@@ -24,6 +24,7 @@ if have apt-get; then
     lib libpcre2-8 || need libpcre2-dev
     lib libcrypto || need libssl-dev
     lib sqlite3 || need libsqlite3-dev
+    lib inih || need libinih-dev
     header uthash.h || need uthash-dev
     lib cmocka || need libcmocka-dev
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need "python3 python3-pip"
@@ -36,6 +37,7 @@ elif have brew; then
     lib libpcre2-8 || need pcre2
     lib libcrypto || need openssl@3
     lib sqlite3 || need sqlite
+    lib inih || need inih
     [ -e "$(brew --prefix)/include/uthash.h" ] || need uthash
     lib cmocka || need cmocka
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python3
@@ -50,6 +52,7 @@ elif have dnf; then
     lib libpcre2-8 || need pcre2-devel
     lib libcrypto || need openssl-devel
     lib sqlite3 || need sqlite-devel
+    lib inih || need inih-devel
     header uthash.h || need uthash-devel
     lib cmocka || need libcmocka-devel
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python3-pip
@@ -63,13 +66,14 @@ elif have pacman; then
     lib libpcre2-8 || need pcre2
     lib libcrypto || need openssl
     lib sqlite3 || need sqlite
+    lib inih || need libinih
     header uthash.h || need uthash
     lib cmocka || need cmocka
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python-pip
 else
     say "No package manager that this script knows (apt-get, brew, dnf, pacman)."
     say "Please install: a C and C++ compiler, cmake, ninja, pkg-config, python3 with pip, and the development"
-    say "packages of jansson, pcre2, OpenSSL 3, SQLite (3.37 or newer), uthash and cmocka."
+    say "packages of jansson, pcre2, OpenSSL 3, SQLite (3.37 or newer), inih, uthash and cmocka."
     exit 1
 fi
 
@@ -80,12 +84,8 @@ fi
 as_root=""
 case "$manager" in brew*) ;; *) [ "$(id -u)" = 0 ] || as_root="sudo" ;; esac
 say "Missing on this machine:$missing"
-say "About to run: $as_root $manager$missing"
-if [ -n "$as_root" ] && [ -z "${CI:-}" ]; then
-    printf 'Go on? [y/N] ' >&2
-    read -r answer || answer=n
-    case "$answer" in y|Y|yes) ;; *) say "Nothing was installed."; exit 1 ;; esac
-fi
+# shellcheck disable=SC2086 # the words are meant to be split
+about_to_run $as_root $manager $missing || exit 1
 case "$manager" in apt-get*) $as_root apt-get update -qq >&2 ;; esac
 # shellcheck disable=SC2086 # the words are meant to be split
 $as_root $manager $missing >&2
