@@ -26,6 +26,11 @@ static void count_as_adapter(graft_adapter *a, uint64_t bytes) {
     a->bytes = bytes;
 }
 
+static void give_back(graft_adapter *a) {
+    count_as_adapter(a, 0);
+    discharge(a, a->charged);
+}
+
 static int build_charged(graft_adapter *a, gr_opened *opened, graft_error *err) {
     gr_adapter *built = NULL;
     int rc = gr_opened_build(&built, opened, err);
@@ -55,17 +60,15 @@ static int build(graft_adapter *a, gr_opened *opened, graft_error *err) {
     count_as_adapter(a, gr_opened_bytes(opened));
     rc = build_charged(a, opened, err);
     if (rc) {
-        count_as_adapter(a, 0);
-        discharge(a, a->charged);
+        give_back(a);
     }
     return rc;
 }
 
-/* Requests kept its memory until now. */
+/* Requests may have kept its memory until now. */
 static void on_freed(gr_farewell *f) {
     graft_adapter *a = (graft_adapter *)f; /* its first member */
-    count_as_adapter(a, 0);
-    discharge(a, a->charged);
+    give_back(a);
     gr_free(a);
 }
 
@@ -92,6 +95,10 @@ int graft_adapter_open(graft_adapter **out, graft *g, const char *path, graft_er
 
 void graft_adapter_free(graft_adapter *a) {
     if (a) {
+        /* With libllama's copy the decode thread frees it in a moment: not worth refusing others what it leaves. */
+        if (atomic_load(&a->farewell.adapter->references) == 1) {
+            give_back(a);
+        }
         gr_engine_forget(a->g->engine, &a->farewell);
     }
 }

@@ -119,6 +119,12 @@ static int resolve(graft *g, const graft_options *o, graft_error *err) {
         return gr_fail(err, GRAFT_E_BAD_REQUEST, "options slots and context: %d x %d tokens, at most %lld in all",
                        g->slots, g->context, (long long)MAX_CELLS);
     }
+    /* Learned positions end where the table ends, and libllama would end the process there. */
+    int table = gr_base_model_weight(g->base, "position_embd.weight");
+    if (table >= 0 && g->context > g->base->weights[table].n_out) {
+        return gr_fail(err, GRAFT_E_BAD_REQUEST, "option context: %d, but the model has learned positions for %lld tokens and no more", g->context,
+                       (long long)g->base->weights[table].n_out);
+    }
     if (g->context > own) {
         gr_log_line(&g->log, GRAFT_LOG_WARN, "context %d is longer than the model was trained for (%d)", g->context,
                     own);

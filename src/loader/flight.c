@@ -422,11 +422,11 @@ static bool begin_landing(gr_loader *l, const gr_version *v) {
 
 static void landed(gr_loader *l, gr_version *v, const gr_loaded *loaded, double ms) {
     gr_version *dead = NULL;
-    bool news = begin_landing(l, v);
     /* First the history and the log: who waits must find what a reload made of the name. */
     gr_loader_say(l, loaded->no_effect ? GRAFT_LOG_WARN : GRAFT_LOG_INFO, v->slot->key, loaded->generation,
                   loaded->no_effect ? GRAFT_E_NO_EFFECT : 0, "loaded, %" PRIu64 " bytes in %.1f ms%s", loaded->bytes, ms,
                   loaded->no_effect ? "; it has no effect" : "");
+    bool news = begin_landing(l, v);
     gr_record_loaded(l, v->slot->key, v->revision, loaded, ms, !news); /* since v->path is set nobody changes the revision */
     gr_mutex_lock(&l->mutex);
     gr_histogram_add(&l->table.metrics.load_us, (int64_t)(ms * 1000));

@@ -377,7 +377,8 @@ class Run(Case):
 
     def test_a_way_out_of_the_memory_limit(self):
         words = "raise memory_limit .*--memory-limit-mb"
-        self.assertRegex(self.bad(1, "budget_exhausted", "run", "-m", BASE, "-p", "x", "--memory-limit-mb", 1, "--ctx", 4096), words)
+        self.assertRegex(self.bad(1, "budget_exhausted", "run", "-m", BASE, "-p", "x", "--memory-limit-mb", 1,
+                                  "--ctx", 512, "--slots", 64), words)
 
     def test_verbose(self):
         done = self.good("run", *TINY, "-n", 2, "-p", "hello", "--verbose")

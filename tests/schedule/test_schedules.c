@@ -478,22 +478,23 @@ static void closing(void) {
     close_loader();
 }
 
-/* Two wait for the one place while the loader closes; the time of one may be up while it does. */
+/* Some wait for the one place while the loader closes; the time of each may be up while it does. */
 static void waiting_client(int me) {
-    one_of(touch((ask){.name = 1 + me, .patience_us = sched_draw(4) ? 1 + (int64_t)sched_draw(200) : 0, .fallback = sched_draw(4) == 0}),
+    one_of(touch((ask){.name = 1 + me, .patience_us = sched_draw(8) ? 30 + (int64_t)sched_draw(300) : 0, .fallback = sched_draw(4) == 0}),
            GRAFT_E_SHUTTING_DOWN, GRAFT_E_BUSY, GRAFT_E_DEADLINE);
 }
 
 static void closing_while_two_wait(void) {
     w_init(100, 1000);
+    W.record_us = (int64_t)sched_draw(4) * 70;
     gr_loader_options o = w_options();
     o.max_adapters = 1;
     if (open_loader(&o)) {
         ask held = lease((ask){.name = 0});
         must(held.rc, 0);
-        start_clients(waiting_client, waiting_client, NULL, NULL);
+        start_clients(waiting_client, waiting_client, sched_draw(2) ? waiting_client : NULL, NULL);
         async *x = ask_async((ask){.name = 3, .patience_us = 1 + (int64_t)sched_draw(200)}, RELEASE);
-        gr_sleep_us((int64_t)sched_draw(150));
+        gr_sleep_us((int64_t)sched_draw(120));
         sched_note("closes", INT32_MIN);
         gr_loader_stop(L);
         if (L->table.n_loading) {
@@ -560,6 +561,7 @@ static void reload_overtakes(void) {
     w_init(100, 1000);
     W.names[0].learns = true;
     W.load_us = (int64_t)sched_draw(2) * 40;
+    W.record_us = (int64_t)sched_draw(2) * 20;
     gr_loader_options o = w_options();
     o.max_adapters = 0;
     o.threads = 2 + (int)sched_draw(2);

@@ -49,7 +49,7 @@ static struct {
     w_adapter adapters[ADAPTERS]; /* never used twice: what was freed stays freed */
     int n_adapters, alive;
     uint64_t live_bytes, limit;
-    int64_t load_us;
+    int64_t load_us, record_us; /* loading takes, telling the catalogue takes, at most */
     uint64_t own, process;
     int evicted, unloaded;
 } W;
@@ -108,6 +108,9 @@ static void w_record(void *self, const gr_event *event) {
     w_name *n = &W.names[w_index(event->project)];
     if (n->learns && event->kind == GR_EVENT_LOADED && !event->stale && event->revision == n->revision) {
         n->learned = (unsigned)atoi(strchr(event->generation, '-') + 1);
+    }
+    if (W.record_us) {
+        gr_sleep_us((int64_t)sched_draw((uint64_t)W.record_us) + 1);
     }
     sched_point("catalogue: recorded");
 }

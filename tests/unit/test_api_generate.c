@@ -49,6 +49,10 @@ static void test_options(void **state) {
     o.slots = 256;
     o.context = 1 << 20;
     expect_open(&o, GRAFT_E_BAD_REQUEST, "slots and context");
+    o = small_options(); /* learned positions: one beyond the table, and libllama would end the process */
+    o.model = golden("bases/gpt2.gguf");
+    o.context = 129;
+    expect_open(&o, GRAFT_E_BAD_REQUEST, "learned positions for 128 tokens");
     o = small_options();
     o.model = "/nonexistent/model.gguf";
     expect_open(&o, GRAFT_E_MODEL_MISSING, "model.gguf");

@@ -5,11 +5,14 @@
 #include "loader_helpers.h"
 
 #include "api.h"
+#include "base/clock.h"
 #include "base/memory.h"
 #include "engine/job.h"
+#include "loader/loader_state.h"
 #include "lora/random_adapter.h"
 
 #include <gguf.h>
+#include <inttypes.h>
 #include <math.h>
 
 /* ---- the memory limit ------------------------------------------------------------------------------------- */
@@ -174,6 +177,82 @@ static void libllamas_copies_count(void **state) {
     assert_int_equal(memory().by_path, 0);
 }
 
+/* Told of a warning when its matrices are there and graft_adapter_open is not over. */
+static graft_memory while_built;
+
+static void look_while_built(const graft_log_entry *e, void *user) {
+    (void)user;
+    if (w.g && strstr(e->text, "every A or B is zero")) {
+        while_built = memory();
+    }
+}
+
+static void what_is_being_built_by_path_is_not_graft_s_own(void **state) {
+    (void)state;
+    graft_adapter *a, *refused;
+    graft_error err;
+    graft_options o = world_options();
+    o.log = look_while_built;
+    copy_adapter("zero", "adapters/llama/plain");
+    scale_part("zero", 'B', 0);
+    w.g = open_or_fail(&o);
+    uint64_t own = memory().own;
+    assert_int_equal(graft_adapter_open(&a, w.g, in_world("zero"), &err), 0);
+    assert_true(while_built.by_path > 30000);
+    if (while_built.own > own + while_built.by_path / 2) {
+        fail_msg("own: %" PRIu64 " before, %" PRIu64 " while %" PRIu64 " bytes were built", own, while_built.own, while_built.by_path);
+    }
+    graft_adapter_free(a);
+    scale_part("zero", 'A', INFINITY);
+    assert_int_equal(graft_adapter_open(&refused, w.g, in_world("zero"), &err), GRAFT_E_NON_FINITE);
+    assert_int_equal(memory().by_path, 0);
+    assert_true(memory().own < own + 30000);
+}
+
+/* A request that runs keeps an adapter's memory, whatever became of the handle. */
+typedef struct gate {
+    atomic_bool reached, open;
+} gate;
+
+static bool wait_at_gate(const char *text, size_t length, void *user) {
+    gate *g = user;
+    (void)text, (void)length;
+    atomic_store(&g->reached, true);
+    while (!atomic_load(&g->open)) {
+        gr_sleep_us(1000);
+    }
+    return true;
+}
+
+static void a_handle_that_went_counts_as_long_as_it_is_used(void **state) {
+    (void)state;
+    graft_adapter *a;
+    gate it = {false, false};
+    open_world();
+    uint64_t before = in_use();
+    assert_int_equal(graft_adapter_open(&a, w.g, golden("adapters/llama/plain"), NULL), 0);
+    graft_memory held = memory();
+    uint64_t fixed = in_use();
+    graft_adapter_use use = {.adapter = a, .scale = 1};
+    graft_request r = request(PROMPT, 8);
+    r.adapters = &use;
+    r.n_adapters = 1;
+    r.on_text = wait_at_gate;
+    r.user = &it;
+    graft_job *job = submit_or_fail(w.g, &r);
+    while (!atomic_load(&it.reached)) {
+        gr_sleep_us(1000);
+    }
+    graft_adapter_free(a);
+    uint64_t by_path = memory().by_path, still = in_use();
+    atomic_store(&it.open, true); /* before anything may fail: closing waits for the request */
+    assert_int_equal(by_path, held.by_path);
+    assert_int_equal(still, fixed);
+    assert_int_equal(take_answer(job).error.code, 0);
+    assert_int_equal(memory().by_path, 0);
+    assert_int_equal(in_use(), before);
+}
+
 /* ---- health ----------------------------------------------------------------------------------------------- */
 
 static graft_health health(void) {
@@ -283,6 +362,74 @@ static void a_long_queue_shows(void **state) {
         graft_job_free(jobs[i]);
     }
     assert_int_equal(condition("queue_long"), -1);
+}
+
+/* ---- one load that is slow --------------------------------------------------------------------------------- */
+
+static int (*load_as_ever)(void *self, void *job, gr_loaded *out, graft_error *err);
+static atomic_int at_gate;
+
+static int gated_load(void *self, void *job, gr_loaded *out, graft_error *err) {
+    atomic_fetch_add(&at_gate, 1);
+    for (int i = 0; i < 10000 && !atomic_load(&gate_open); i++) { /* in the end it opens, so that the test fails and does not hang */
+        nap();
+    }
+    return load_as_ever(self, job, out, err);
+}
+
+/* Nobody loads meanwhile. */
+static void slow_down_loads(void) {
+    gr_loader *l = w.g->loader;
+    atomic_store(&gate_open, false);
+    atomic_store(&at_gate, 0);
+    gr_mutex_lock(&l->mutex);
+    load_as_ever = l->o.backend.load;
+    l->o.backend.load = gated_load;
+    gr_mutex_unlock(&l->mutex);
+}
+
+/* As if what is being worked on had begun half a minute earlier. */
+static void age_work(void) {
+    gr_loader *l = w.g->loader;
+    gr_mutex_lock(&l->mutex);
+    for (gr_version *v = l->table.versions; v; v = v->next) {
+        v->busy_since -= v->busy_since ? 31 * 1000000 : 0;
+    }
+    gr_mutex_unlock(&l->mutex);
+}
+
+/* More wait for slow loads than there are loader threads, and longer than anybody is kept back for: who asks for what is in memory, or for
+ * the base, is answered all the same. */
+static void who_loads_slowly_keeps_nobody_back(void **state) {
+    (void)state;
+    add_plain(4);
+    open_world_max(4);
+    ask("alder");
+    slow_down_loads();
+    graft_job *slow[3] = {start_named("birch", GRAFT_FALLBACK_ERROR, 600000, 2), start_named("cedar", GRAFT_FALLBACK_ERROR, 600000, 2),
+                          start_named("dogwood", GRAFT_FALLBACK_ERROR, 600000, 2)};
+    WAIT_UNTIL(atomic_load(&at_gate) == 2)
+    for (int i = 0; i < 400; i++) {
+        nap();
+    }
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(take_named(start_named("alder", GRAFT_FALLBACK_ERROR, 600000, 2)).a.error.code, 0);
+        assert_int_equal(ask_base().error.code, 0);
+    }
+    int waiting = (int)metrics().n_loading, at = atomic_load(&at_gate);
+    assert_true(!atomic_load(&gate_open));
+    int stalled = condition("loads_stalled");
+    age_work();
+    int stalled_then = condition("loads_stalled");
+    atomic_store(&gate_open, true);
+    assert_int_equal(waiting, 3);
+    assert_int_equal(at, 2);
+    assert_int_equal(stalled, -1);
+    assert_int_equal(stalled_then, GRAFT_DEGRADED);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(take_named(slow[i]).a.error.code, 0);
+    }
+    assert_int_equal(condition("loads_stalled"), -1);
 }
 
 /* ---- the probe's noise ------------------------------------------------------------------------------------ */
@@ -633,11 +780,14 @@ int main(void) {
         WORLD_TEST(what_can_never_fit_is_said_at_once),
         WORLD_TEST(adapters_by_path_count_and_displace_named_ones),
         WORLD_TEST(adapters_by_path_wait_for_what_is_being_freed),
+        WORLD_TEST(what_is_being_built_by_path_is_not_graft_s_own),
+        WORLD_TEST(a_handle_that_went_counts_as_long_as_it_is_used),
         WORLD_TEST(libllamas_copies_count),
         WORLD_TEST(a_new_instance_is_healthy_and_failed_loads_show),
         WORLD_TEST(memory_that_is_nearly_full_shows),
         WORLD_TEST(a_process_over_the_limit_shows_and_loses_what_nobody_holds),
         WORLD_TEST(a_long_queue_shows),
+        WORLD_TEST(who_loads_slowly_keeps_nobody_back),
         WORLD_TEST(the_faintest_adapter_is_no_noise),
         WORLD_TEST(the_faintest_adapter_is_no_noise_on_a_real_model),
         WORLD_TEST(a_base_without_adapters_falls_back_by_name_and_fails_by_path),

@@ -24,10 +24,11 @@ static int set_up(void **state) {
 }
 
 static int tear_down(void **state) {
-    char lock[80];
+    char lock[80], backup[80];
     (void)state;
     snprintf(lock, sizeof lock, "%s.lock", path);
-    return unlink(path) || unlink(lock) || rmdir(folder);
+    snprintf(backup, sizeof backup, "%s.backup", path);
+    return unlink(path) || unlink(lock) || unlink(backup) || rmdir(folder);
 }
 
 static void refused(const graft_registry_options *o, const char *words) {

@@ -13,11 +13,13 @@
 
 #include <cmocka.h>
 
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -72,6 +74,29 @@ static void quoting_disarms_what_terminals_obey(void **state) {
     gr_quote(out, longest, sizeof longest);
     assert_true(strlen(out) < GR_QUOTE_SIZE);
     assert_string_equal(out + strlen(out) - strlen("…"), "…");
+}
+
+static void paths_are_quoted_whole_or_from_their_end(void **state) {
+    (void)state;
+    char out[GR_QUOTE_PATH_SIZE], path[1000] = "/a/b\x1b/c";
+    assert_string_equal(gr_quote_path(out, path), "/a/b\\x1b/c");
+    memset(path, 'd', GR_QUOTE_PATH_SHOWN);
+    assert_string_equal(gr_quote_path(out, path), path);
+    memset(path, 'd', sizeof path - 1);
+    memcpy(path + sizeof path - 5, "/end", 5);
+    gr_quote_path(out, path);
+    assert_int_equal(strlen(out), strlen("…") + GR_QUOTE_PATH_SHOWN);
+    assert_string_equal(out + strlen(out) - 6, "dd/end");
+    for (size_t n = 0; n < sizeof path - 2; n++) { /* characters are not cut, and there is room for a reason */
+        snprintf(path, sizeof path, "%.*s", (int)n, "");
+        for (size_t i = 0; i + 2 < n; i += 2) {
+            memcpy(path + i, n % 2 ? "ä" : "\x01\x02", 3);
+        }
+        gr_quote_path(out, path);
+        assert_true(strlen(out) <= GR_QUOTE_PATH_SHOWN + 8);
+        assert_true(gr_utf8_valid(out, strlen(out)));
+        assert_null(strstr(out, "\\xc3"));
+    }
 }
 
 static void reports_keep_all_and_count_what_is_beyond(void **state) {
@@ -231,6 +256,36 @@ static void files_are_read_whole_or_refused(void **state) {
     unlink(inside("fifo"));
 }
 
+/* What may pass is not said to be the file's fault: the loader tries again then. */
+static void files_that_cannot_be_opened_now(void **state) {
+    (void)state;
+    const struct {
+        int why, code;
+    } cases[] = {{ENOENT, GRAFT_E_ADAPTER_FILE_MISSING}, {ENOTDIR, GRAFT_E_ADAPTER_FILE_MISSING}, {EACCES, GRAFT_E_NOT_READABLE},
+                 {ELOOP, GRAFT_E_NOT_READABLE}, {ENXIO, GRAFT_E_NOT_REGULAR_FILE}, {EIO, GRAFT_E_IO_ERROR}, {ENFILE, GRAFT_E_IO_ERROR},
+                 {EAGAIN, GRAFT_E_IO_ERROR}, {ENOMEM, GRAFT_E_OUT_OF_MEMORY}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        assert_int_equal(gr_open_code(cases[i].why), cases[i].code);
+    }
+    graft_error err;
+    gr_file f;
+    struct rlimit before, none;
+    char words[300];
+    write_file(inside("f"), "abc", 3);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    none = (struct rlimit){.rlim_cur = 0, .rlim_max = before.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    int rc = gr_file_open(&f, AT_FDCWD, inside("f"), &err);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_int_equal(rc, GRAFT_E_IO_ERROR);
+    snprintf(words, sizeof words, "%s: cannot be opened: ", inside("f"));
+    assert_ptr_equal(strstr(err.message, words), err.message);
+    unlink(inside("f"));
+    assert_int_equal(gr_file_open(&f, AT_FDCWD, inside("f"), &err), GRAFT_E_ADAPTER_FILE_MISSING);
+    snprintf(words, sizeof words, "%s: does not exist", inside("f"));
+    assert_string_equal(err.message, words);
+}
+
 static void files_that_change_are_noticed(void **state) {
     (void)state;
     graft_error err;
@@ -280,6 +335,7 @@ int main(void) {
         cmocka_unit_test(error_codes_are_unique_and_named),
         cmocka_unit_test(messages_hold_one_printable_line),
         cmocka_unit_test(quoting_disarms_what_terminals_obey),
+        cmocka_unit_test(paths_are_quoted_whole_or_from_their_end),
         cmocka_unit_test(reports_keep_all_and_count_what_is_beyond),
         cmocka_unit_test(utf8_follows_the_rfc),
         cmocka_unit_test(utf8_complete_never_splits_a_character),
@@ -287,6 +343,7 @@ int main(void) {
         cmocka_unit_test(memory_counts_and_fails_on_demand),
         cmocka_unit_test(checked_arithmetic_refuses_to_wrap),
         cmocka_unit_test_setup_teardown(files_are_read_whole_or_refused, make_folder, NULL),
+        cmocka_unit_test(files_that_cannot_be_opened_now),
         cmocka_unit_test_setup_teardown(files_that_change_are_noticed, NULL, remove_folder),
 #ifndef NDEBUG
         cmocka_unit_test(wrong_lock_order_aborts),

@@ -109,6 +109,19 @@ static void a_leased_adapter_is_never_evicted(void **state) {
     gr_lease_release(held);
 }
 
+/* The last bucket is for all that is longer: its border says nothing, and what was longest does. */
+static void quantiles_end_at_what_was_longest(void **state) {
+    (void)state;
+    graft_histogram h = {0};
+    const uint64_t hours = UINT64_C(1) << (GRAFT_HISTOGRAM_BUCKETS + 3);
+    assert_int_equal(graft_histogram_quantile(&h, 0.5), 0);
+    gr_histogram_add(&h, 100);
+    assert_int_equal(graft_histogram_quantile(&h, 0.99), 100);
+    gr_histogram_add(&h, (int64_t)hours);
+    assert_int_equal(graft_histogram_quantile(&h, 0.99), hours);
+    assert_int_equal(graft_histogram_quantile(&h, 0), 128);
+}
+
 static void when_all_are_leased_the_answer_is_busy(void **state) {
     (void)state;
     start(5, 100);
@@ -1041,6 +1054,7 @@ int main(void) {
         TEST(a_second_lease_is_a_hit),
         TEST(cache_overflow_at_three_evicts_the_least_recent),
         TEST(a_leased_adapter_is_never_evicted),
+        TEST(quantiles_end_at_what_was_longest),
         TEST(when_all_are_leased_the_answer_is_busy),
         TEST(with_a_deadline_the_caller_waits_for_room),
         TEST(memory_pressure_evicts_by_bytes),

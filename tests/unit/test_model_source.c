@@ -5,6 +5,8 @@
 #include "model/sha256.h"
 #include "model/source.h"
 
+#include <sys/resource.h>
+
 static const uint64_t plenty = (uint64_t)4 << 30;
 
 static int open_source(gr_source **out, const char *path, uint64_t max_bytes, gr_report *report, graft_error *err) {
@@ -119,7 +121,7 @@ static void missing_things_are_named(void **state) {
     (void)state;
     test_dir d = test_dir_make();
     test_adapter *a = test_adapter_make(GR_DTYPE_F32);
-    refused(test_path(&d, "nothing"), plenty, GRAFT_E_ADAPTER_FILE_MISSING, "nothing");
+    refused(test_path(&d, "nothing"), plenty, GRAFT_E_ADAPTER_FILE_MISSING, test_path(&d, "nothing")); /* all of the path */
     refused("", plenty, GRAFT_E_ADAPTER_FILE_MISSING, "does not exist");
     assert_int_equal(symlink("nowhere", test_path(&d, "dangling")), 0);
     refused(test_path(&d, "dangling"), plenty, GRAFT_E_ADAPTER_FILE_MISSING, "dangling");
@@ -133,6 +135,33 @@ static void missing_things_are_named(void **state) {
     refused(d.path, plenty, GRAFT_E_CONFIG_MISSING, "adapter_config.json");
     mkdir(test_path(&d, "adapter_config.json"), 0755);
     refused(d.path, plenty, GRAFT_E_NOT_REGULAR_FILE, "adapter_config.json");
+    free(a);
+    test_dir_remove(&d);
+}
+
+/* Neither the folder nor its files can be opened, and that is not their fault. */
+static void no_descriptors_are_left(void **state) {
+    (void)state;
+    test_dir d = test_dir_make();
+    test_adapter *a = test_adapter_make(GR_DTYPE_F32);
+    test_write_peft(a, &d);
+    struct rlimit before, few;
+    gr_source *s;
+    gr_report report;
+    graft_error err;
+    int lowest = dup(0), codes[3];
+    close(lowest);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    for (int more = 0; more < 3; more++) { /* none; the folder; the folder and its weights */
+        few = (struct rlimit){.rlim_cur = (rlim_t)(lowest + more), .rlim_max = before.rlim_max};
+        setrlimit(RLIMIT_NOFILE, &few);
+        codes[more] = open_source(&s, d.path, plenty, &report, &err);
+        setrlimit(RLIMIT_NOFILE, &before);
+        gr_report_finish(&report);
+    }
+    for (int more = 0; more < 3; more++) {
+        assert_int_equal(codes[more], GRAFT_E_IO_ERROR);
+    }
     free(a);
     test_dir_remove(&d);
 }
@@ -340,6 +369,7 @@ int main(void) {
         cmocka_unit_test(long_gguf_metadata_is_read_in_a_second_try),
         cmocka_unit_test(missing_things_are_named),
         cmocka_unit_test(unreadable_files),
+        cmocka_unit_test(no_descriptors_are_left),
         cmocka_unit_test(special_files_and_sizes),
         cmocka_unit_test(other_weights_in_a_folder),
         cmocka_unit_test(weights_that_are_something_else),

@@ -335,6 +335,7 @@ static void states(void **state) {
         {GRAFT_E_ADAPTER_FILE_MISSING, GRAFT_REGISTERED_MISSING}, {GRAFT_E_CHANGED_ON_DISK, GRAFT_REGISTERED_CHANGED},
         {GRAFT_E_WRONG_SHAPE, GRAFT_REGISTERED_FAILED},           {GRAFT_E_BUSY, -1},
         {GRAFT_E_OUT_OF_MEMORY, -1},                              {GRAFT_E_SHUTTING_DOWN, -1},
+        {GRAFT_E_IO_ERROR, -1},
         {GRAFT_E_LARGER_THAN_BUDGET, -1},                         {GRAFT_E_NON_FINITE, GRAFT_REGISTERED_FAILED},
     };
     test_dir d = test_dir_make();
