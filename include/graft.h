@@ -439,6 +439,39 @@ typedef struct graft_sampling {
  * NUL-terminated and valid only during the call. Return false to cancel the request. */
 typedef bool (*graft_text_fn)(const char *text, size_t length, void *user);
 
+/* A token that could have come, and its natural-log probability as the model gives it: before biases, temperature, penalties and
+ * filters. -INFINITY if it rules the token out. */
+typedef struct graft_token_choice {
+    int32_t token;
+    const char *text; /* its bytes: may be part of a character, is not NUL-terminated; special tokens are spelled out */
+    size_t length;
+    float logprob;
+} graft_token_choice;
+
+/* One generated token. Valid during the call only. */
+typedef struct graft_token {
+    graft_token_choice chosen;
+    const graft_token_choice *top; /* the likeliest, best first; chosen may be among them */
+    int n_top;
+    bool ends; /* chosen is an end-of-generation token: it is counted, but gives no text */
+} graft_token;
+
+/* On the decode thread, before the token's text is handed to on_text (which may hold text back for a stop string). */
+typedef void (*graft_token_fn)(const graft_token *token, void *user);
+
+typedef struct graft_job graft_job;
+struct graft_result;
+
+/* The request has ended, and this is its result. Once, on the decode thread, after every other callback. The job may be waited
+ * for (which returns soon) and freed from then on, but not inside. */
+typedef void (*graft_end_fn)(graft_job *job, const struct graft_result *result, void *user);
+
+/* Added to a token's logit before anything else; -100 and below bans it, 100 and above as good as chooses it. */
+typedef struct graft_logit_bias {
+    int32_t token;
+    float bias; /* finite */
+} graft_logit_bias;
+
 typedef struct graft_request {
     size_t size;                 /* sizeof(graft_request), set by graft_request_default */
     const graft_adapter_use *adapters; /* up to 8, their deltas add; NULL = the base */
@@ -456,7 +489,14 @@ typedef struct graft_request {
     graft_sampling sampling;
     const char *const *stop;     /* stop strings, up to 16 of at most 256 bytes each */
     size_t n_stop;
+    const graft_logit_bias *logit_bias; /* up to 1024 */
+    size_t n_logit_bias;
+    int top_logprobs;            /* likeliest tokens that on_token shows, 0 to 20 (0) */
+    bool cache_prompt;           /* reuse what the KV cache holds of the same beginning, with the same adapters, and leave it for
+                                    others (true). Figures then depend in their last bits on what was reused; false for exact repeats */
     graft_text_fn on_text;       /* NULL = only the whole text at the end */
+    graft_token_fn on_token;     /* NULL = none: probabilities are then not computed */
+    graft_end_fn on_end;         /* NULL = graft_job_wait tells */
     void *user;
     graft_fallback fallback;     /* for adapters by name (DEFAULT) */
     int adapter_wait_ms;         /* likewise, as in graft_options; -1 = as the instance has it (-1) */
@@ -479,6 +519,7 @@ typedef struct graft_result {
     const char *text;    /* NUL-terminated; may hold NULs before text_length */
     size_t text_length;
     int prompt_tokens;
+    int cached_tokens;     /* of prompt_tokens: taken from the KV cache */
     int completion_tokens; /* the end-of-generation token counts */
     graft_finish finish;
     graft_error error;   /* code 0 unless finish = ERROR or CANCELLED */
@@ -490,8 +531,6 @@ typedef struct graft_result {
     double prompt_ms;    /* from there to the first token */
     double total_ms;     /* from submit to the end */
 } graft_result;
-
-typedef struct graft_job graft_job;
 
 /*
  * Starts `n` requests (up to 4096) together: all of them enter the queue before the decode thread looks at it again. Those whose
@@ -542,6 +581,66 @@ GRAFT_API graft_score_request graft_score_request_default(void);
  * Errors as graft_submit, and those of a failed job. */
 GRAFT_API int graft_score(graft_score_result **out, graft *g, const graft_score_request *request, graft_error *err);
 GRAFT_API void graft_score_result_free(graft_score_result *r);
+
+/* ---- text and tokens ---------------------------------------------------------------------------------- */
+
+/*
+ * Tokens as requests get them. `add_special`: with the tokens that the model wants around a text, usually one that begins it, as
+ * in a request's prompt. `parse_special`: special tokens such as <|im_end|> in the text become those tokens.
+ * Errors: BAD_REQUEST (not UTF-8), CONTEXT_LENGTH (more than 16,777,216 tokens), OUT_OF_MEMORY. *tokens: graft_free.
+ */
+GRAFT_API int graft_tokenize(int32_t **tokens, size_t *n, const graft *g, const char *text, bool add_special,
+                             bool parse_special, graft_error *err);
+/*
+ * The tokens' texts one after the other, special tokens spelled out. Perhaps not valid UTF-8, if characters are cut; NUL-terminated,
+ * and NULs may come before *length, which may be NULL. A model that puts a space before texts shows it here.
+ * Errors: BAD_REQUEST (a token that is none), OUT_OF_MEMORY. *text: graft_free.
+ */
+GRAFT_API int graft_detokenize(char **text, size_t *length, const graft *g, const int32_t *tokens, size_t n,
+                               graft_error *err);
+/* The same of one token. */
+GRAFT_API int graft_token_text(char **text, size_t *length, const graft *g, int32_t token, graft_error *err);
+/*
+ * The prompt that a request with these messages has, up to where the answer begins. Tokenise it with both flags to get what the
+ * request gets. Errors: BAD_REQUEST, NO_CHAT_TEMPLATE, CONTEXT_LENGTH, OUT_OF_MEMORY. *prompt: graft_free.
+ */
+GRAFT_API int graft_apply_template(char **prompt, const graft *g, const graft_message *messages, size_t n,
+                                   graft_error *err);
+/* Frees what these functions gave away. NULL is fine. */
+GRAFT_API void graft_free(void *memory);
+
+/* ---- embeddings --------------------------------------------------------------------------------------- */
+
+typedef enum graft_pooling {
+    GRAFT_POOL_MEAN, /* the mean over all tokens */
+    GRAFT_POOL_LAST  /* the last token's, which has seen all others: better for many models that were trained for embeddings */
+} graft_pooling;
+
+/* A text as one vector: the model's last hidden state, after its final norm, with adapters as for answers. A model that was trained
+ * to chat gives vectors of little use for searching, one that was trained for it (or an adapter) good ones. */
+typedef struct graft_embed_request {
+    size_t size;           /* sizeof(graft_embed_request), set by graft_embed_request_default */
+    const graft_adapter_use *adapters;
+    size_t n_adapters;
+    const char *text;      /* exactly one of text, tokens; special tokens in it are parsed */
+    const int32_t *tokens; /* taken as they are, no BOS added */
+    size_t n_tokens;       /* up to the context's length */
+    graft_pooling pooling; /* (MEAN) */
+    bool normalize;        /* to length 1, so that a product of two is their cosine (true) */
+    graft_end_fn on_end;   /* as in graft_request */
+    void *user;
+    graft_fallback fallback; /* for adapters by name (DEFAULT) */
+    int adapter_wait_ms;     /* likewise, as in graft_options; -1 = as the instance has it (-1) */
+} graft_embed_request;
+
+GRAFT_API graft_embed_request graft_embed_request_default(void);
+
+/* Starts `n` requests, as graft_submit; errors likewise. Wait for and free each job; its result counts the prompt's tokens, has no
+ * text, and is STOP if there is an embedding. */
+GRAFT_API int graft_embed(graft_job **out, graft *g, const graft_embed_request *requests, size_t n, graft_error *err);
+/* The embedding of an ended job (from on_end on), *n values, borrowed from the job. NULL and 0 if it failed or is another kind. `n`
+ * may be NULL. */
+GRAFT_API const float *graft_job_embedding(const graft_job *job, int *n);
 
 /* ---- figures ------------------------------------------------------------------------------------------ */
 

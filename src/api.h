@@ -1,5 +1,5 @@
 /* What lies behind the handles of graft.h, shared by the files that implement it: graft.c (opening, figures),
- * api_adapter.c (adapters by path), api_request.c (requests), api_loader.c (adapters by name), api_watch.c (health, memory,
+ * api_adapter.c (adapters by path), api_request.c (requests), api_text.c (text and tokens), api_embed.c (embeddings), api_loader.c (adapters by name), api_watch.c (health, memory,
  * metrics), backend.c (how the loader loads). */
 #ifndef GR_API_H
 #define GR_API_H
@@ -56,6 +56,27 @@ struct graft_lease {
  * Errors: BAD_REQUEST (no registry, no current project), NOT_FOUND, BAD_NAME. */
 int gr_api_resolve(graft *g, const char *project, const char *adapter, char out_project[GRAFT_NAME_SIZE],
                    char out_adapter[GRAFT_NAME_SIZE], graft_error *err);
+
+/* api_text.c. Errors: BAD_REQUEST, naming the field. */
+int gr_api_check_text(const char *field, const char *text, graft_error *err);
+int gr_api_check_tokens(const graft *g, const int32_t *tokens, size_t n, graft_error *err);
+/* Checks messages and puts them into the model's chat template. Errors: BAD_REQUEST, NO_CHAT_TEMPLATE, CONTEXT_LENGTH (cannot be
+ * `most` tokens or fewer), OUT_OF_MEMORY. *out: gr_free. */
+int gr_api_template(const graft *g, const graft_message *messages, size_t n, int most, char **out, size_t *length,
+                    graft_error *err);
+
+/* api_request.c: parts of a request, into the spec. Errors: those of graft_submit that name the field. */
+int gr_api_take_adapters(graft *g, const graft_adapter_use *uses, size_t n, gr_job_spec *spec, graft_error *err);
+/* How adapters by name are waited for. */
+int gr_api_take_patience(const graft *g, graft_fallback fallback, int wait_ms, gr_job_spec *spec, graft_error *err);
+/* A text or tokens that may fill the context: no place is kept for an answer. */
+int gr_api_take_whole_text(const graft *g, const char *text, const int32_t *tokens, size_t n_tokens, gr_job_spec *spec,
+                           graft_error *err);
+
+/* Makes the job for request i. */
+typedef int gr_api_maker(graft_job **out, graft *g, const void *requests, size_t i, graft_error *err);
+/* api_request.c: makes the jobs for n requests and puts them into the queue together, or none. */
+int gr_api_submit(graft_job **out, graft *g, const void *requests, size_t n, gr_api_maker *make, graft_error *err);
 
 /* backend.c: what an adapter takes, with libllama's copy if adapters are applied grouped now: at most, before it is built; and
  * nearly to the byte. */

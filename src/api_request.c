@@ -5,13 +5,13 @@
 #include "base/utf8.h"
 #include "engine/job.h"
 
+#include <float.h>
 #include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #define MAX_REQUESTS 4096 /* of one graft_submit */
-#define MAX_MESSAGES 4096
 #define MAX_SCALE 100.0
 
 graft_request graft_request_default(void) {
@@ -19,6 +19,7 @@ graft_request graft_request_default(void) {
         .size = sizeof(graft_request),
         .special = true,
         .max_tokens = 128,
+        .cache_prompt = true,
         .adapter_wait_ms = -1,
         .sampling =
             {
@@ -75,6 +76,8 @@ static int check_numbers(const graft_request *r, graft_error *err) {
         {"frequency_penalty", s->frequency_penalty, -100, 100},
         {"presence_penalty", s->presence_penalty, -100, 100},
         {"n_stop", (double)r->n_stop, 0, GR_MAX_STOPS},
+        {"n_logit_bias", (double)r->n_logit_bias, 0, GR_MAX_BIASES},
+        {"top_logprobs", r->top_logprobs, 0, GR_MAX_TOP},
     };
     int rc = 0;
     for (size_t i = 0; i < sizeof table / sizeof *table && !rc; i++) {
@@ -155,7 +158,7 @@ static int check_count(const graft *g, const gr_wants *wants, graft_error *err) 
                          different, g->max_adapters);
 }
 
-static int take_adapters(graft *g, const graft_adapter_use *uses, size_t n, gr_job_spec *spec, graft_error *err) {
+int gr_api_take_adapters(graft *g, const graft_adapter_use *uses, size_t n, gr_job_spec *spec, graft_error *err) {
     int rc = check_range("n_adapters", (double)n, 0, GR_MAX_USES, err);
     if (!rc && n > 0 && !uses) {
         return bad(err, "adapters", "NULL, though n_adapters is not 0");
@@ -178,38 +181,31 @@ static int take_adapters(graft *g, const graft_adapter_use *uses, size_t n, gr_j
     return rc ? rc : check_count(g, spec->wants, err);
 }
 
-/* How adapters by name are waited for. */
-static int take_patience(const graft *g, const graft_request *r, gr_job_spec *spec, graft_error *err) {
-    int rc = check_range("fallback", (double)r->fallback, GRAFT_FALLBACK_DEFAULT, GRAFT_FALLBACK_ERROR, err);
-    rc = rc ? rc : check_range("adapter_wait_ms", r->adapter_wait_ms, -1, GR_MAX_WAIT_MS, err);
+int gr_api_take_patience(const graft *g, graft_fallback fallback, int wait_ms, gr_job_spec *spec, graft_error *err) {
+    int rc = check_range("fallback", (double)fallback, GRAFT_FALLBACK_DEFAULT, GRAFT_FALLBACK_ERROR, err);
+    rc = rc ? rc : check_range("adapter_wait_ms", wait_ms, -1, GR_MAX_WAIT_MS, err);
     if (!rc && spec->wants) {
-        spec->wants->fallback = r->fallback == GRAFT_FALLBACK_DEFAULT ? g->fallback : r->fallback;
-        spec->wants->wait_us = 1000 * (int64_t)(r->adapter_wait_ms < 0 ? g->adapter_wait_ms : r->adapter_wait_ms);
+        spec->wants->fallback = fallback == GRAFT_FALLBACK_DEFAULT ? g->fallback : fallback;
+        spec->wants->wait_us = 1000 * (int64_t)(wait_ms < 0 ? g->adapter_wait_ms : wait_ms);
     }
     return rc;
 }
 
 /* ---- tokens -------------------------------------------------------------------------------------------- */
 
-static int check_text(const char *field, const char *text, graft_error *err) {
-    return gr_utf8_valid(text, strlen(text)) ? 0 : bad(err, field, "not valid UTF-8");
-}
-
 static int tokenize(const graft *g, const char *text, size_t length, bool special, int most, gr_job_spec *spec,
                     graft_error *err) {
-    return gr_vocab_tokenize(gr_engine_vocab(g->engine), text, length, special, most, &spec->tokens, &spec->n_tokens,
-                             err);
+    return gr_vocab_tokenize(gr_engine_vocab(g->engine), text, length, true, special, most, &spec->tokens,
+                             &spec->n_tokens, err);
 }
 
 static int copy_tokens(const graft *g, const int32_t *tokens, size_t n, int most, gr_job_spec *spec, graft_error *err) {
     if (n > (size_t)most) {
         return gr_fail(err, GRAFT_E_CONTEXT_LENGTH, "the prompt has %zu tokens, at most %d fit", n, most);
     }
-    for (size_t i = 0; i < n; i++) {
-        int rc = check_range("tokens", tokens[i], 0, g->base->n_vocab - 1, err);
-        if (rc) {
-            return rc;
-        }
+    int rc = gr_api_check_tokens(g, tokens, n, err);
+    if (rc) {
+        return rc;
     }
     spec->tokens = gr_calloc(n + 1, sizeof *spec->tokens);
     if (!spec->tokens) {
@@ -234,71 +230,10 @@ static int fill_empty(const graft *g, gr_job_spec *spec, graft_error *err) {
     return 0;
 }
 
-/* ---- chat ---------------------------------------------------------------------------------------------- */
-
-static int check_messages(const graft_request *r, size_t *bytes, graft_error *err) {
-    int rc = check_range("n_messages", (double)r->n_messages, 1, MAX_MESSAGES, err);
-    *bytes = 0;
-    for (size_t i = 0; i < r->n_messages && !rc; i++) {
-        const graft_message *m = &r->messages[i];
-        if (!m->role || !m->content) {
-            return bad(err, "messages", "a role or content is NULL");
-        }
-        rc = check_text("messages.role", m->role, err);
-        rc = rc ? rc : check_text("messages.content", m->content, err);
-        *bytes += strlen(m->role) + strlen(m->content);
-    }
-    return rc;
-}
-
-static int apply_template(const char *template, const struct llama_chat_message *chat, size_t n, size_t bytes,
-                          char **out, size_t *length, graft_error *err) {
-    size_t room = bytes * 2 + 1024;
-    for (;;) {
-        char *text = gr_alloc(room + 1);
-        if (!text) {
-            return gr_fail_memory(err, room);
-        }
-        int32_t needed = llama_chat_apply_template(template, chat, n, true, text, (int32_t)room);
-        if (needed >= 0 && (size_t)needed <= room) {
-            *out = text;
-            *length = (size_t)needed;
-            return 0;
-        }
-        gr_free(text);
-        if (needed < 0) {
-            return gr_fail(err, GRAFT_E_NO_CHAT_TEMPLATE,
-                           "messages: the model's chat template is none that libllama knows");
-        }
-        room = (size_t)needed;
-    }
-}
-
 static int tokenize_messages(const graft *g, const graft_request *r, int most, gr_job_spec *spec, graft_error *err) {
-    const char *template = llama_model_chat_template(g->base->llama, NULL);
-    size_t bytes, length = 0, longest = (size_t)gr_engine_vocab(g->engine)->longest_piece + 1;
     char *text = NULL;
-    int rc = check_messages(r, &bytes, err);
-    if (rc) {
-        return rc;
-    }
-    if (!template) {
-        return gr_fail(err, GRAFT_E_NO_CHAT_TEMPLATE, "messages: the model has no chat template");
-    }
-    if (bytes / longest > (size_t)most) {
-        return gr_fail(err, GRAFT_E_CONTEXT_LENGTH,
-                       "the messages have %zu bytes, so at least %zu tokens; at most %d fit", bytes, bytes / longest,
-                       most);
-    }
-    struct llama_chat_message *chat = gr_calloc(r->n_messages, sizeof *chat);
-    if (!chat) {
-        return gr_fail_memory(err, r->n_messages * sizeof *chat);
-    }
-    for (size_t i = 0; i < r->n_messages; i++) {
-        chat[i] = (struct llama_chat_message){r->messages[i].role, r->messages[i].content};
-    }
-    rc = apply_template(template, chat, r->n_messages, bytes, &text, &length, err);
-    gr_free(chat);
+    size_t length = 0;
+    int rc = gr_api_template(g, r->messages, r->n_messages, most, &text, &length, err);
     /* The template's own markers must become special tokens. That a message can spell them too is libllama's way as
      * well; who must keep users from it removes them from the content. */
     rc = rc ? rc : tokenize(g, text, length, true, most, spec, err);
@@ -313,7 +248,7 @@ static int take_prompt(const graft *g, const graft_request *r, gr_job_spec *spec
     }
     int rc;
     if (r->prompt) {
-        rc = check_text("prompt", r->prompt, err);
+        rc = gr_api_check_text("prompt", r->prompt, err);
         rc = rc ? rc : tokenize(g, r->prompt, strlen(r->prompt), r->special, most, spec, err);
     } else if (r->messages) {
         rc = tokenize_messages(g, r, most, spec, err);
@@ -350,6 +285,29 @@ static int copy_stops(const graft_request *r, gr_job_spec *spec, graft_error *er
     return 0;
 }
 
+static int copy_biases(const graft *g, const graft_request *r, gr_job_spec *spec, graft_error *err) {
+    if (r->n_logit_bias == 0) {
+        return 0;
+    }
+    if (!r->logit_bias) {
+        return bad(err, "logit_bias", "NULL, though n_logit_bias is not 0");
+    }
+    for (size_t i = 0; i < r->n_logit_bias; i++) {
+        int rc = check_range("logit_bias.token", r->logit_bias[i].token, 0, g->base->n_vocab - 1, err);
+        rc = rc ? rc : check_range("logit_bias.bias", (double)r->logit_bias[i].bias, -FLT_MAX, FLT_MAX, err);
+        if (rc) {
+            return rc;
+        }
+    }
+    spec->logit_bias = gr_calloc(r->n_logit_bias, sizeof *spec->logit_bias);
+    if (!spec->logit_bias) {
+        return gr_fail_memory(err, r->n_logit_bias * sizeof *spec->logit_bias);
+    }
+    memcpy(spec->logit_bias, r->logit_bias, r->n_logit_bias * sizeof *spec->logit_bias);
+    spec->n_logit_bias = r->n_logit_bias;
+    return 0;
+}
+
 static int copy_sampling(const graft_request *r, gr_job_spec *spec, graft_error *err) {
     spec->sampling = r->sampling;
     spec->sampling.grammar = NULL;
@@ -362,14 +320,17 @@ static int copy_sampling(const graft_request *r, gr_job_spec *spec, graft_error 
     return 0;
 }
 
-static int make_job(graft_job **out, graft *g, const graft_request *r, graft_error *err) {
-    gr_job_spec spec = {.kind = GR_JOB_GENERATE, .ignore_eos = r->ignore_eos, .on_text = r->on_text, .user = r->user};
+static int make_job(graft_job **out, graft *g, const void *requests, size_t i, graft_error *err) {
+    const graft_request *r = (const graft_request *)requests + i;
+    gr_job_spec spec = {.kind = GR_JOB_GENERATE, .ignore_eos = r->ignore_eos, .on_text = r->on_text, .on_token = r->on_token,
+                        .on_end = r->on_end, .top_logprobs = r->top_logprobs, .cache_prompt = r->cache_prompt, .user = r->user};
     int rc = check_size(r->size, sizeof *r, err);
     rc = rc ? rc : check_numbers(r, err);
-    rc = rc ? rc : take_adapters(g, r->adapters, r->n_adapters, &spec, err);
-    rc = rc ? rc : take_patience(g, r, &spec, err);
+    rc = rc ? rc : gr_api_take_adapters(g, r->adapters, r->n_adapters, &spec, err);
+    rc = rc ? rc : gr_api_take_patience(g, r->fallback, r->adapter_wait_ms, &spec, err);
     rc = rc ? rc : copy_sampling(r, &spec, err);
     rc = rc ? rc : copy_stops(r, &spec, err);
+    rc = rc ? rc : copy_biases(g, r, &spec, err);
     rc = rc ? rc : take_prompt(g, r, &spec, err);
     if (rc) {
         gr_job_spec_finish(&spec);
@@ -394,11 +355,11 @@ static int name_request(graft_error *err, size_t i, size_t n) {
     return err->code;
 }
 
-int graft_submit(graft_job **out, graft *g, const graft_request *requests, size_t n, graft_error *err) {
+int gr_api_submit(graft_job **out, graft *g, const void *requests, size_t n, gr_api_maker *make, graft_error *err) {
     graft_error ignored;
     err = err ? err : &ignored;
     if (!out || !g || !requests) {
-        return bad(err, "graft_submit", "an argument is NULL");
+        return bad(err, "requests", "an argument is NULL");
     }
     int rc = check_range("n", (double)n, 1, MAX_REQUESTS, err);
     if (rc) {
@@ -410,7 +371,7 @@ int graft_submit(graft_job **out, graft *g, const graft_request *requests, size_
     }
     size_t made = 0;
     while (made < n && !rc) {
-        rc = make_job(&jobs[made], g, &requests[made], err);
+        rc = make(&jobs[made], g, requests, made, err);
         if (rc) {
             name_request(err, made, n);
         } else {
@@ -425,6 +386,10 @@ int graft_submit(graft_job **out, graft *g, const graft_request *requests, size_
     }
     gr_free(jobs);
     return rc;
+}
+
+int graft_submit(graft_job **out, graft *g, const graft_request *requests, size_t n, graft_error *err) {
+    return gr_api_submit(out, g, requests, n, make_job, err);
 }
 
 /* ---- scoring ------------------------------------------------------------------------------------------- */
@@ -446,16 +411,17 @@ void graft_score_result_free(graft_score_result *r) {
     }
 }
 
-static int take_scored_text(const graft *g, const graft_score_request *r, gr_job_spec *spec, graft_error *err) {
-    if ((r->text != NULL) + (r->tokens != NULL) != 1) {
+int gr_api_take_whole_text(const graft *g, const char *text, const int32_t *tokens, size_t n_tokens, gr_job_spec *spec,
+                           graft_error *err) {
+    if ((text != NULL) + (tokens != NULL) != 1) {
         return bad(err, "text", "exactly one of text and tokens is needed");
     }
     int rc;
-    if (r->text) {
-        rc = check_text("text", r->text, err);
-        rc = rc ? rc : tokenize(g, r->text, strlen(r->text), true, g->context, spec, err);
+    if (text) {
+        rc = gr_api_check_text("text", text, err);
+        rc = rc ? rc : tokenize(g, text, strlen(text), true, g->context, spec, err);
     } else {
-        rc = copy_tokens(g, r->tokens, r->n_tokens, g->context, spec, err);
+        rc = copy_tokens(g, tokens, n_tokens, g->context, spec, err);
     }
     return rc ? rc : fill_empty(g, spec, err);
 }
@@ -463,12 +429,12 @@ static int take_scored_text(const graft *g, const graft_score_request *r, gr_job
 static int run_score(graft_job **out, graft *g, const graft_score_request *r, graft_error *err) {
     gr_job_spec spec = {.kind = GR_JOB_SCORE, .max_tokens = 1, .on_logits = r->on_logits, .user = r->user};
     int rc = check_size(r->size, sizeof *r, err);
-    rc = rc ? rc : take_adapters(g, r->adapters, r->n_adapters, &spec, err);
+    rc = rc ? rc : gr_api_take_adapters(g, r->adapters, r->n_adapters, &spec, err);
     if (spec.wants) { /* a measurement of another model than the one that was asked for is worth nothing */
         spec.wants->fallback = GRAFT_FALLBACK_ERROR;
         spec.wants->wait_us = 1000 * (int64_t)g->adapter_wait_ms;
     }
-    rc = rc ? rc : take_scored_text(g, r, &spec, err);
+    rc = rc ? rc : gr_api_take_whole_text(g, r->text, r->tokens, r->n_tokens, &spec, err);
     if (rc) {
         gr_job_spec_finish(&spec);
         return rc;

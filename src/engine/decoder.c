@@ -44,7 +44,7 @@ struct gr_decoder {
     /* during gr_decoder_run */
     gr_logits_sink sink;
     void *sink_user;
-    bool rows_broke;
+    bool rows_broke, embed;
 };
 
 /* ---- making it ---------------------------------------------------------------------------------------- */
@@ -185,7 +185,7 @@ static struct llama_batch fill_batch(gr_decoder *d, const part *parts, int n_par
             d->token[rows] = span->tokens[parts[p].first + i];
             d->pos[rows] = span->start + parts[p].first + i;
             d->seq[rows] = span->seq;
-            d->output[rows] = wants_output(&parts[p], i);
+            d->output[rows] = d->embed || wants_output(&parts[p], i);
             d->sets[rows] = span->set;
         }
     }
@@ -195,9 +195,14 @@ static struct llama_batch fill_batch(gr_decoder *d, const part *parts, int n_par
     return (struct llama_batch){rows, d->token, NULL, d->pos, d->n_seq, d->seq_of, d->output};
 }
 
+static const float *output_row(const gr_decoder *d, int row) {
+    return d->embed ? llama_get_embeddings_ith(d->ctx, row) : llama_get_logits_ith(d->ctx, row);
+}
+
 /* Hands the outputs of a decode that went through to the sink, contiguous runs at once. */
 static void deliver(gr_decoder *d, const part *parts, int n_parts) {
     int row = 0;
+    size_t width = (size_t)(d->embed ? gr_decoder_n_embd(d) : d->base->n_vocab);
     for (int p = 0; p < n_parts; p++) {
         int i = 0, n = parts[p].n;
         while (i < n) {
@@ -205,13 +210,16 @@ static void deliver(gr_decoder *d, const part *parts, int n_parts) {
                 i++;
                 continue;
             }
-            const float *logits = llama_get_logits_ith(d->ctx, row + i);
+            const float *values = output_row(d, row + i);
             int count = 1;
-            while (i + count < n &&
-                   llama_get_logits_ith(d->ctx, row + i + count) == logits + (size_t)count * (size_t)d->base->n_vocab) {
+            if (!values) {
+                gr_fail(&parts[p].span->error, GRAFT_E_DECODE_FAILED, "libllama has no outputs of this model");
+                break;
+            }
+            while (i + count < n && output_row(d, row + i + count) == values + (size_t)count * width) {
                 count++;
             }
-            d->sink(d->sink_user, parts[p].span, parts[p].first + i, count, logits);
+            d->sink(d->sink_user, parts[p].span, parts[p].first + i, count, values);
             i += count;
         }
         row += n;
@@ -406,6 +414,8 @@ bool gr_decoder_run(gr_decoder *d, gr_span *spans, int n, bool rows, gr_logits_s
     d->sink = sink;
     d->sink_user = user;
     d->rows_broke = false;
+    d->embed = n > 0 && spans[0].embed;
+    llama_set_embeddings(d->ctx, d->embed); /* makes all rows outputs, so it must not stay on */
     if (!rows) {
         run_grouped(d, parts, n);
     } else if (gr_grouped_select(d->grouped, d->ctx, NULL, &why)) {
@@ -422,6 +432,27 @@ void gr_decoder_forget_sequence(gr_decoder *d, int seq) {
     llama_memory_seq_rm(llama_get_memory(d->ctx), seq, -1, -1);
 }
 
+gr_sharing gr_decoder_sharing(const gr_decoder *d) {
+    const struct llama_model *model = d->base->llama;
+    if (llama_model_is_recurrent(model) || llama_model_is_hybrid(model)) {
+        return GR_SHARE_NOTHING;
+    }
+    return llama_model_n_swa(model) > 0 ? GR_SHARE_WHOLE : GR_SHARE_ANY;
+}
+
+bool gr_decoder_cut(gr_decoder *d, int seq, int n) {
+    if (llama_memory_seq_rm(llama_get_memory(d->ctx), seq, n, -1)) {
+        return true;
+    }
+    gr_decoder_forget_sequence(d, seq);
+    return false;
+}
+
+void gr_decoder_copy(gr_decoder *d, int from, int to, int n) {
+    gr_decoder_forget_sequence(d, to);
+    llama_memory_seq_cp(llama_get_memory(d->ctx), from, to, 0, n);
+}
+
 void gr_decoder_clear(gr_decoder *d) {
     llama_memory_clear(llama_get_memory(d->ctx), true);
     d->stats.retried_steps++;
@@ -433,6 +464,10 @@ void gr_decoder_forget_adapter(gr_decoder *d, const gr_adapter *a) {
 
 int gr_decoder_max_outputs(const gr_decoder *d) {
     return d->max_outputs;
+}
+
+int gr_decoder_n_embd(const gr_decoder *d) {
+    return llama_model_n_embd_out(d->base->llama);
 }
 
 uint64_t gr_decoder_twin_bytes(const gr_decoder *d) {

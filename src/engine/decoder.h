@@ -26,12 +26,14 @@ typedef struct gr_span {
     const llama_token *tokens;
     int n;
     int n_outputs;            /* the last so many rows give logits */
+    bool embed;               /* they give the model's last hidden state instead. All spans of a step alike, and each row then counts
+                                 as one with outputs: libllama computes all or none */
     const gr_adapter_set *set;
     graft_error error;        /* out: code 0, or why the span's rows are not in the KV cache */
     void *user;
 } gr_span;
 
-/* `count` rows of logits, contiguous, for the span's rows from `row` on; valid during the call. */
+/* `count` rows of logits, or of gr_decoder_n_embd values, contiguous, for the span's rows from `row` on; valid during the call. */
 typedef void (*gr_logits_sink)(void *user, gr_span *span, int row, int count, const float *logits);
 
 typedef struct gr_decoder_stats {
@@ -56,6 +58,19 @@ bool gr_decoder_run(gr_decoder *d, gr_span *spans, int n, bool rows, gr_logits_s
 
 /* Removes a sequence's cells from the KV cache. */
 void gr_decoder_forget_sequence(gr_decoder *d, int seq);
+
+/* What another request may take over of a sequence's cells. */
+typedef enum gr_sharing {
+    GR_SHARE_NOTHING, /* recurrent models: their memory is one state, not a row of cells */
+    GR_SHARE_WHOLE,   /* sliding windows: cells that left the window are gone, so a sequence can only be continued at its end */
+    GR_SHARE_ANY
+} gr_sharing;
+
+gr_sharing gr_decoder_sharing(const gr_decoder *d);
+/* Leaves the first n > 0 tokens of a sequence in the cache. False if the model's memory cannot; it is then removed. */
+bool gr_decoder_cut(gr_decoder *d, int seq, int n);
+/* The sequence `to` begins with the first n tokens of `from`, and has no others; their cells are shared. */
+void gr_decoder_copy(gr_decoder *d, int from, int to, int n);
 /* Removes all sequences and sets the cache's values to zero, those of free cells too. */
 void gr_decoder_clear(gr_decoder *d);
 /* Drops libllama's twin of an adapter, if there is one. */
@@ -63,6 +78,8 @@ void gr_decoder_forget_adapter(gr_decoder *d, const gr_adapter *a);
 
 /* Rows with logits that one step may have; at least the number of slots. */
 int gr_decoder_max_outputs(const gr_decoder *d);
+/* Values of a hidden state. */
+int gr_decoder_n_embd(const gr_decoder *d);
 uint64_t gr_decoder_context_bytes(const gr_decoder *d);
 /* Of libllama's twins of adapters. Any thread. */
 uint64_t gr_decoder_twin_bytes(const gr_decoder *d);

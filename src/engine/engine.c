@@ -5,6 +5,7 @@
 #include "base/memory.h"
 #include "decoder.h"
 #include "job.h"
+#include "prefix_cache.h"
 #include "scheduler.h"
 #include "sequence.h"
 
@@ -29,10 +30,12 @@ struct gr_engine {
 
     /* the decode thread's */
     gr_sequence slots[GR_MAX_SLOTS];
+    gr_prefix prefixes[GR_MAX_SLOTS]; /* what the slots have in the KV cache */
     llama_token *tokens;    /* [slots][context]: the sequences' */
     int n_active;
     gr_sequence *alone;     /* a suspect that runs without company, or NULL */
-    uint64_t admitted, step;
+    uint64_t admitted, left, step;
+    gr_sharing sharing;
     gr_draw draw;
     gr_span *spans;         /* [slots] */
     gr_farewell *leaving;   /* adapters whose last handle is gone */
@@ -165,11 +168,23 @@ static void finish_job(gr_engine *e, graft_job *job, const gr_ending *ending) {
     gr_job_announce(job);
 }
 
+/* What a sequence leaves behind stays in the cache if others may go on from it, and nothing is known to be wrong with it. */
+static void leave_slot(gr_engine *e, const gr_sequence *s) {
+    gr_prefix *p = &e->prefixes[s->slot];
+    bool sound = s->ending.finish != GRAFT_FINISH_ERROR && !s->suspect;
+    p->busy = false;
+    p->n = s->shares && sound ? s->n_past : 0;
+    p->used = ++e->left;
+    if (p->n == 0) {
+        gr_decoder_forget_sequence(e->decoder, s->slot);
+    }
+}
+
 static void retire(gr_engine *e) {
     for (int i = 0; i < e->n_slots; i++) {
         gr_sequence *s = &e->slots[i];
         if (s->job && s->ended) {
-            gr_decoder_forget_sequence(e->decoder, s->slot);
+            leave_slot(e, s);
             finish_job(e, s->job, &s->ending);
             s->job = NULL;
             e->n_active--;
@@ -236,34 +251,99 @@ static bool is_for_probing(const gr_engine *e, const graft_job *job) {
     return may_run(job) && job->spec.probe && e->options.probe_slot;
 }
 
-/* Moves jobs that can run into free slots. Under the mutex. */
-static void admit(gr_engine *e) {
-    int free_slots = 0;
+/* Jobs that can run, no more than there are free slots, as two lists. Returns how many. Under the mutex. */
+static int take_runnable(gr_engine *e, graft_job **jobs, graft_job **probe) {
+    int free_slots = 0, n = 0;
     for (int i = 0; i < e->options.slots; i++) {
         free_slots += !e->slots[i].job;
     }
-    graft_job *jobs = take(e, is_for_slots, free_slots);
+    bool probe_free = e->n_slots > e->options.slots && !e->slots[e->options.slots].job;
+    *jobs = take(e, is_for_slots, free_slots);
+    *probe = probe_free ? take(e, is_for_probing, 1) : NULL;
+    for (const graft_job *job = *jobs; job; job = job->next) {
+        n++;
+    }
+    return n + (*probe != NULL);
+}
+
+/* ---- slots and what they hold -------------------------------------------------------------------------- */
+
+/* Makes the job's key; false if it shares nothing. */
+static bool key_of(const gr_engine *e, const graft_job *job, gr_prefix_key *key) {
+    return job->spec.kind == GR_JOB_GENERATE && job->spec.cache_prompt && e->sharing != GR_SHARE_NOTHING &&
+           gr_prefix_key_make(key, &job->spec.adapters);
+}
+
+/* How far those that run have come. */
+static void note_progress(gr_engine *e) {
     for (int i = 0; i < e->n_slots; i++) {
-        gr_sequence *s = &e->slots[i];
-        graft_job *job = NULL;
+        const gr_sequence *s = &e->slots[i];
         if (s->job) {
-            continue;
-        }
-        if (i < e->options.slots) {
-            job = jobs;
-            jobs = job ? job->next : NULL;
-        } else {
-            job = take(e, is_for_probing, 1);
-        }
-        if (job) {
-            if (job->supply) {
-                gr_job_equip(job);
-            }
-            gr_sequence_start(s, job, ++e->admitted);
-            e->n_active++;
+            e->prefixes[i].n = s->shares && !s->suspect ? s->n_past : 0;
         }
     }
 }
+
+static void enter_slot(gr_engine *e, graft_job *job, const gr_placement *at, const gr_prefix_key *key) {
+    int n = at->n;
+    if (n == 0) {
+        gr_decoder_forget_sequence(e->decoder, at->slot);
+    } else if (at->source != at->slot) {
+        gr_decoder_copy(e->decoder, at->source, at->slot, n);
+    } else if (!gr_decoder_cut(e->decoder, at->slot, n)) {
+        n = 0;
+    }
+    gr_sequence *s = &e->slots[at->slot];
+    gr_prefix *p = &e->prefixes[at->slot];
+    gr_sequence_start(s, job, n);
+    s->shares = key != NULL;
+    p->busy = true;
+    p->n = 0;
+    if (key) {
+        p->key = *key;
+    }
+    e->n_active++;
+}
+
+/* Puts the list's jobs into slots and returns those left: with `going_on` the ones that cannot go on in a slot as it is. */
+static graft_job *place(gr_engine *e, graft_job *jobs, bool going_on) {
+    graft_job *rest = NULL, **end = &rest;
+    while (jobs) {
+        graft_job *job = jobs;
+        jobs = job->next;
+        job->next = NULL;
+        gr_prefix_key key;
+        bool shares = key_of(e, job, &key);
+        note_progress(e);
+        gr_placement at = gr_prefix_place(e->prefixes, e->options.slots, shares ? &key : NULL, job->spec.tokens,
+                                          job->spec.n_tokens, e->sharing == GR_SHARE_WHOLE);
+        if (going_on && at.source != at.slot) {
+            *end = job;
+            end = &job->next;
+        } else {
+            enter_slot(e, job, &at, shares ? &key : NULL);
+        }
+    }
+    return rest;
+}
+
+/* Those that go on where another ended choose first, or their slots might go to somebody who has no use for what they hold. */
+static void admit(gr_engine *e, graft_job *jobs, graft_job *probe) {
+    for (graft_job *job = jobs; job; job = job->next) {
+        job->age = ++e->admitted;
+        if (job->supply) {
+            gr_job_equip(job);
+        }
+    }
+    place(e, place(e, jobs, true), false);
+    if (probe) {
+        gr_placement last = {e->options.slots, -1, 0};
+        probe->age = ++e->admitted;
+        enter_slot(e, probe, &last, NULL);
+    }
+}
+
+/* ---- waiting for adapters ------------------------------------------------------------------------------ */
 
 static bool awaits_adapters(const graft_job *job) {
     return job->supply && gr_supply_asked(job->supply) && !gr_supply_ready(job->supply);
@@ -430,14 +510,14 @@ static bool collect(gr_engine *e) {
     graft_job *cancelled = take(e, is_cancelled, GR_MAX_QUEUE);
     deal_out(e, go_on);
     graft_job *failed = take(e, has_no_adapters, GR_MAX_QUEUE);
-    if (go_on) {
-        admit(e);
-    }
-    e->n_running = (size_t)e->n_active;
+    graft_job *jobs = NULL, *probe = NULL;
+    int n_running = e->n_active + (go_on ? take_runnable(e, &jobs, &probe) : 0);
+    e->n_running = (size_t)n_running;
     e->rows = e->apply == GRAFT_APPLY_ROWS;
-    e->ever_grouped |= !e->rows && e->n_active > 0;
+    e->ever_grouped |= !e->rows && n_running > 0;
     gr_mutex_unlock(&e->mutex);
 
+    admit(e, jobs, probe);
     gr_ending ending = {GRAFT_FINISH_CANCELLED, {0}};
     gr_fail(&ending.error, GRAFT_E_CANCELLED, "the request was cancelled before it began");
     finish_list(e, cancelled, &ending);
@@ -459,6 +539,10 @@ static void clear_cache(gr_engine *e) {
     gr_decoder_clear(e->decoder);
     for (int i = 0; i < e->n_slots; i++) {
         e->slots[i].n_past = 0;
+        e->prefixes[i].n = 0;
+        if (e->slots[i].job) {
+            e->slots[i].job->result.cached_tokens = 0;
+        }
     }
 }
 
@@ -492,6 +576,26 @@ static void judge(gr_engine *e, gr_sequence *s) {
 
 /* ---- one step ------------------------------------------------------------------------------------------ */
 
+static bool embeds(const gr_sequence *s) {
+    return s->job->spec.kind == GR_JOB_EMBED;
+}
+
+/* libllama computes hidden states for all rows of a decode or for none, so who wants them takes turns with the others. Returns how
+ * many remain. */
+static int take_turns(const gr_engine *e, gr_sequence **of, int n) {
+    int n_embed = 0, kept = 0;
+    for (int i = 0; i < n; i++) {
+        n_embed += embeds(of[i]);
+    }
+    bool turn = n_embed == n || (n_embed > 0 && e->step % 2);
+    for (int i = 0; i < n; i++) {
+        if (embeds(of[i]) == turn) {
+            of[kept++] = of[i];
+        }
+    }
+    return kept;
+}
+
 /* Who takes part in the step. */
 static int choose(gr_engine *e, gr_sequence **of) {
     int n = 0;
@@ -504,7 +608,7 @@ static int choose(gr_engine *e, gr_sequence **of) {
             of[n++] = s;
         }
     }
-    return n;
+    return take_turns(e, of, n);
 }
 
 /* Who gets how many rows; the answer as spans. Returns how many spans. */
@@ -645,6 +749,10 @@ static int make_parts(gr_engine *e, graft_error *err) {
     if (rc) {
         return rc;
     }
+    rc = make_piece_buffer(&e->draw.shown, (1 + GR_MAX_TOP) * (size_t)e->vocab.longest_piece, err);
+    if (rc) {
+        return rc;
+    }
     e->draw.scratch = gr_calloc((size_t)e->vocab.n_tokens, sizeof *e->draw.scratch);
     e->spans = gr_calloc((size_t)e->n_slots, sizeof *e->spans);
     e->tokens = gr_calloc((size_t)e->n_slots * (size_t)e->options.context, sizeof *e->tokens);
@@ -654,10 +762,14 @@ static int make_parts(gr_engine *e, graft_error *err) {
     for (int i = 0; i < e->n_slots; i++) {
         e->slots[i].slot = i;
         e->slots[i].tokens = e->tokens + (size_t)i * (size_t)e->options.context;
+        e->prefixes[i].tokens = e->slots[i].tokens;
     }
     const gr_engine_options *o = &e->options;
     gr_decoder_options decoder = {o->slots, o->context, o->batch, o->threads, o->kv_type, e->n_slots > o->slots, o->log};
-    return gr_decoder_create(&e->decoder, e->base, &decoder, err);
+    rc = gr_decoder_create(&e->decoder, e->base, &decoder, err);
+    e->draw.n_embd = rc ? 0 : gr_decoder_n_embd(e->decoder);
+    e->sharing = rc ? GR_SHARE_NOTHING : gr_decoder_sharing(e->decoder);
+    return rc;
 }
 
 /* Waits for the decode thread's verdict on the base. */
@@ -722,6 +834,7 @@ void gr_engine_free(gr_engine *e) {
     gr_free(e->tokens);
     gr_free(e->draw.scratch);
     gr_buffer_finish(&e->draw.piece);
+    gr_buffer_finish(&e->draw.shown);
     gr_vocab_finish(&e->vocab);
     gr_cond_finish(&e->ready);
     gr_cond_finish(&e->wake);
@@ -881,6 +994,10 @@ const char *gr_engine_kernels(const gr_engine *e) {
 
 uint64_t gr_engine_context_bytes(const gr_engine *e) {
     return gr_decoder_context_bytes(e->decoder);
+}
+
+int gr_engine_n_embd(const gr_engine *e) {
+    return e->draw.n_embd;
 }
 
 const gr_vocab *gr_engine_vocab(const gr_engine *e) {

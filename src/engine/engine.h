@@ -8,6 +8,7 @@
 #include "base/buffer.h"
 #include "base/log.h"
 #include "base/thread.h"
+#include "engine/likely.h"
 #include "engine/supply.h"
 #include "engine/vocab.h"
 #include "lora/row_plan.h"
@@ -35,8 +36,8 @@ void gr_engine_stop(gr_engine *e);
 /* Stops and frees. Jobs may be waited for and freed afterwards. */
 void gr_engine_free(gr_engine *e);
 
-/* What a job does with the logits. */
-typedef enum gr_job_kind { GR_JOB_GENERATE, GR_JOB_SCORE } gr_job_kind;
+/* What a job does with the logits, or (EMBED) with the last hidden states instead. */
+typedef enum gr_job_kind { GR_JOB_GENERATE, GR_JOB_SCORE, GR_JOB_EMBED } gr_job_kind;
 
 /* A request, complete and owned: everything is checked and copied before it reaches the engine. */
 typedef struct gr_job_spec {
@@ -49,14 +50,22 @@ typedef struct gr_job_spec {
     char generation[65];      /* of the first adapter, if it is none of `wants` */
     graft_error fallback;     /* a lease that is the base: why */
     llama_token *tokens;      /* owned; all within the vocabulary */
-    int n_tokens;             /* 1 to context (SCORE) or context - 1 */
+    int n_tokens;             /* 1 to context (SCORE, EMBED) or context - 1 */
     int max_tokens;           /* > 0; the context's end also ends it */
     bool ignore_eos;
+    bool cache_prompt;        /* GENERATE: may go on from what is in the KV cache, and others from it */
     graft_sampling sampling;  /* grammar: owned copy or NULL */
     char **stop;              /* owned */
     size_t n_stop;
     graft_text_fn on_text;
+    graft_logit_bias *logit_bias; /* owned; tokens within the vocabulary, finite */
+    size_t n_logit_bias;
+    graft_token_fn on_token;
+    int top_logprobs;         /* 0 to GR_MAX_TOP */
+    graft_end_fn on_end;      /* or NULL, as the others */
     graft_logits_fn on_logits; /* SCORE */
+    graft_pooling pooling;    /* EMBED */
+    bool normalize;           /* EMBED */
     void *user;
 } gr_job_spec;
 
@@ -71,6 +80,9 @@ void gr_job_spec_finish(gr_job_spec *spec);
 int gr_engine_submit(gr_engine *e, graft_job *const *jobs, size_t n, graft_error *err);
 /* For SCORE jobs after the wait: [n_tokens] natural log-probabilities, [0] NaN. Borrowed from the job. */
 const float *gr_job_logprobs(const graft_job *job);
+
+/* Values of an embedding. */
+int gr_engine_n_embd(const gr_engine *e);
 
 /* From the next step on. Errors: SELF_TEST_FAILED. */
 int gr_engine_set_apply(gr_engine *e, graft_apply apply, graft_error *err);

@@ -60,6 +60,7 @@ void gr_job_spec_finish(gr_job_spec *spec) {
     gr_free(spec->wants);
     gr_free(spec->tokens);
     gr_free((char *)spec->sampling.grammar);
+    gr_free(spec->logit_bias);
     for (size_t i = 0; i < spec->n_stop; i++) {
         gr_free(spec->stop[i]);
     }
@@ -75,6 +76,11 @@ static int make_parts(graft_job *job, graft_error *err) {
         }
         job->logprobs[0] = NAN;
         return 0;
+    }
+    if (job->spec.kind == GR_JOB_EMBED) {
+        job->n_embd = gr_engine_n_embd(job->engine);
+        job->embedding = gr_calloc((size_t)job->n_embd, sizeof *job->embedding);
+        return job->embedding ? 0 : gr_fail_memory(err, (size_t)job->n_embd * sizeof *job->embedding);
     }
     gr_text_init(&job->text, job->spec.stop, job->spec.n_stop, GR_MAX_TEXT);
     return gr_sampler_create(&job->sampler, gr_engine_vocab(job->engine), &job->spec.sampling, job->spec.ignore_eos,
@@ -101,6 +107,7 @@ static void destroy(graft_job *job) {
     gr_sampler_free(job->sampler);
     gr_text_finish(&job->text);
     gr_free(job->logprobs);
+    gr_free(job->embedding);
     gr_job_spec_finish(&job->spec);
     gr_cond_finish(&job->ended);
     gr_mutex_finish(&job->mutex);
@@ -128,6 +135,7 @@ int gr_job_create(graft_job **out, gr_engine *e, gr_job_spec *spec, graft_error 
         return rc;
     }
     if (job->sampler) {
+        gr_sampler_bias(job->sampler, job->spec.logit_bias, job->spec.n_logit_bias);
         gr_sampler_prompt(job->sampler, job->spec.tokens, job->spec.n_tokens);
     }
     job->result.text = "";
@@ -200,6 +208,9 @@ void gr_job_conclude(graft_job *job, const gr_ending *ending) {
 }
 
 void gr_job_announce(graft_job *job) {
+    if (job->spec.on_end) { /* before `done`: who is told may let another thread free the job, and that one waits for `done` */
+        job->spec.on_end(job, &job->result, job->spec.user);
+    }
     gr_mutex_lock(&job->mutex);
     job->done = true;
     gr_cond_broadcast(&job->ended); /* while locked: once it is unlocked, whoever waited may free the job */
@@ -215,6 +226,14 @@ const graft_result *graft_job_wait(graft_job *job) {
     }
     gr_mutex_unlock(&job->mutex);
     return &job->result;
+}
+
+const float *graft_job_embedding(const graft_job *job, int *n) {
+    bool has = job->embedding && job->result.finish == GRAFT_FINISH_STOP && !job->result.error.code;
+    if (n) {
+        *n = has ? job->n_embd : 0;
+    }
+    return has ? job->embedding : NULL;
 }
 
 uint64_t graft_job_id(const graft_job *job) {

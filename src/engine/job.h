@@ -23,11 +23,14 @@ struct graft_job {
     gr_sampler *sampler;   /* GENERATE */
     gr_text text;
     float *logprobs;       /* SCORE: [n_tokens] */
+    float *embedding;      /* EMBED: [gr_engine_n_embd]; a sum until the last row has come */
+    int n_embd;
     graft_result result;
     int64_t submitted, first_row, first_token; /* gr_now_us; 0 = not yet */
     atomic_bool cancelled;
     struct graft_job *next; /* in the queue; under the engine's mutex */
     struct graft_job *next_ask; /* decode thread */
+    uint64_t age;          /* decode thread: the order in which jobs left the queue for slots */
 
     gr_mutex mutex;        /* GR_RANK_JOB: `done` */
     gr_cond ended;
@@ -50,7 +53,7 @@ void gr_adapter_set_trim(gr_adapter_set *set);
 void gr_job_equip(graft_job *job);
 /* Fills the result, releases adapters, leases and sampler. The decode thread's. */
 void gr_job_conclude(graft_job *job, const gr_ending *ending);
-/* Says so to who waits. The job may be gone when this returns. */
+/* Says so to who waits, and first to on_end. The job may be gone when this returns. */
 void gr_job_announce(graft_job *job);
 
 #endif

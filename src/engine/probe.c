@@ -30,7 +30,7 @@ int gr_probe_create(gr_probe **out, gr_engine *e, graft_error *err) {
     gr_mutex_init(&p->mutex, GR_RANK_PROBE);
     p->engine = e;
     p->n_vocab = vocab->n_tokens;
-    int rc = gr_vocab_tokenize(vocab, TEXT, strlen(TEXT), false, 4096, &tokens, &n, err);
+    int rc = gr_vocab_tokenize(vocab, TEXT, strlen(TEXT), true, false, 4096, &tokens, &n, err);
     if (rc) {
         gr_probe_free(p);
         return rc;

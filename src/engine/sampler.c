@@ -15,6 +15,8 @@ struct gr_sampler {
     gr_buffer piece;
     int remember;        /* tokens that the penalties look at */
     bool ignore_eos;
+    const graft_logit_bias *biases; /* borrowed */
+    size_t n_biases;
 };
 
 bool gr_logits_usable(const float *logits, int n) {
@@ -94,6 +96,27 @@ void gr_sampler_prompt(gr_sampler *s, const llama_token *tokens, int n) {
     }
 }
 
+void gr_sampler_bias(gr_sampler *s, const graft_logit_bias *biases, size_t n) {
+    s->biases = biases;
+    s->n_biases = n;
+}
+
+/* Adds the biases. What cannot be drawn leaves the array: a probability of 0 would not keep a draw from ending on it. Returns how
+ * many remain. */
+static size_t apply_biases(const gr_sampler *s, llama_token_data *scratch) {
+    for (size_t i = 0; i < s->n_biases; i++) {
+        float bias = s->biases[i].bias;
+        scratch[s->biases[i].token].logit += bias <= GR_BAN ? -INFINITY : fminf(bias, GR_MOST_BIAS);
+    }
+    size_t kept = 0;
+    for (llama_token t = 0; t < s->vocab->n_tokens; t++) {
+        if (scratch[t].logit >= -FLT_MAX) {
+            scratch[kept++] = scratch[t];
+        }
+    }
+    return kept;
+}
+
 static llama_token_data_array candidates(const gr_sampler *s, const float *logits, llama_token_data *scratch) {
     for (llama_token t = 0; t < s->vocab->n_tokens; t++) {
         scratch[t] = (llama_token_data){t, logits[t], 0.0f};
@@ -101,7 +124,8 @@ static llama_token_data_array candidates(const gr_sampler *s, const float *logit
     for (int i = 0; s->ignore_eos && i < s->vocab->n_end_tokens; i++) {
         scratch[s->vocab->end_tokens[i]].logit = -INFINITY;
     }
-    return (llama_token_data_array){scratch, (size_t)s->vocab->n_tokens, -1, false};
+    size_t n = s->n_biases ? apply_biases(s, scratch) : (size_t)s->vocab->n_tokens;
+    return (llama_token_data_array){scratch, n, -1, false};
 }
 
 static int exhausted(graft_error *err) {
@@ -142,6 +166,9 @@ static int filter(gr_sampler *s, llama_token_data_array *c, graft_error *err) {
 }
 
 static llama_token draw(gr_sampler *s, llama_token_data_array *c) {
+    if (c->size == 0) {
+        return LLAMA_TOKEN_NULL;
+    }
     llama_sampler_apply(s->chain, c);
     return c->selected >= 0 && (size_t)c->selected < c->size ? c->data[c->selected].id : LLAMA_TOKEN_NULL;
 }
@@ -191,6 +218,7 @@ int gr_sampler_pick(gr_sampler *s, const float *logits, llama_token_data *scratc
     } else {
         llama_token_data_array c = candidates(s, logits, scratch);
         token = draw(s, &c);
+        rc = c.size ? 0 : gr_fail(err, GRAFT_E_BAD_REQUEST, "logit_bias: every token that could come is banned");
     }
     if (rc == 0 && token != LLAMA_TOKEN_NULL) {
         rc = take(s, token, err);

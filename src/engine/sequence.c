@@ -6,8 +6,10 @@
 #include <math.h>
 #include <string.h>
 
-void gr_sequence_start(gr_sequence *s, graft_job *job, uint64_t age) {
-    *s = (gr_sequence){.slot = s->slot, .tokens = s->tokens, .job = job, .age = age, .n_known = job->spec.n_tokens};
+void gr_sequence_start(gr_sequence *s, graft_job *job, int n_cached) {
+    *s = (gr_sequence){.slot = s->slot, .tokens = s->tokens, .job = job, .age = job->age, .n_known = job->spec.n_tokens,
+                       .n_past = n_cached};
+    job->result.cached_tokens = n_cached;
     memcpy(s->tokens, job->spec.tokens, (size_t)job->spec.n_tokens * sizeof *s->tokens);
 }
 
@@ -18,7 +20,7 @@ bool gr_sequence_generates(const gr_sequence *s) {
 gr_sched_item gr_sequence_item(const gr_sequence *s) {
     gr_sched_item item = {.age = s->age, .served = s->served, .want = s->n_known - s->n_past};
     item.generating = gr_sequence_generates(s);
-    item.scoring = s->job->spec.kind == GR_JOB_SCORE;
+    item.scoring = s->job->spec.kind != GR_JOB_GENERATE;
     return item;
 }
 
@@ -27,7 +29,8 @@ gr_span gr_sequence_span(gr_sequence *s, int rows) {
     s->verdict = GR_NO_LOGITS;
     gr_span span = {.seq = s->slot, .start = s->n_past, .tokens = s->tokens + s->n_past, .n = rows,
                     .set = &s->job->spec.adapters, .user = s};
-    if (s->job->spec.kind == GR_JOB_SCORE) {
+    span.embed = s->job->spec.kind == GR_JOB_EMBED;
+    if (s->job->spec.kind != GR_JOB_GENERATE) {
         int first = s->n_past > s->n_scored ? s->n_past : s->n_scored;
         span.n_outputs = end > first ? end - first : 0;
     } else {
@@ -80,6 +83,30 @@ void gr_sequence_convict(gr_sequence *s) {
 
 /* ---- generating --------------------------------------------------------------------------------------- */
 
+static graft_token_choice choice(gr_draw *draw, llama_token token, const float *logits, double log_sum) {
+    size_t at = draw->shown.length;
+    gr_vocab_piece(draw->vocab, token, true, &draw->shown); /* without memory it has no text: room there is */
+    return (graft_token_choice){token, draw->shown.data + at, draw->shown.length - at, (float)((double)logits[token] - log_sum)};
+}
+
+/* Shows the token and the likeliest ones to the caller. */
+static void show_token(const gr_sequence *s, gr_draw *draw, llama_token token, const float *logits) {
+    const gr_job_spec *spec = &s->job->spec;
+    llama_token top[GR_MAX_TOP];
+    graft_token_choice choices[GR_MAX_TOP];
+    int n_vocab = draw->vocab->n_tokens;
+    graft_token shown = {.top = choices, .n_top = spec->top_logprobs < n_vocab ? spec->top_logprobs : n_vocab};
+    double log_sum = gr_log_sum(logits, n_vocab);
+    gr_likeliest(logits, n_vocab, top, shown.n_top);
+    gr_buffer_clear(&draw->shown);
+    shown.chosen = choice(draw, token, logits, log_sum);
+    shown.ends = gr_vocab_is_end(draw->vocab, token);
+    for (int i = 0; i < shown.n_top; i++) {
+        choices[i] = choice(draw, top[i], logits, log_sum);
+    }
+    spec->on_token(&shown, spec->user);
+}
+
 /* Adds the token's text; false if the sequence ended by that. */
 static bool add_text(gr_sequence *s, gr_draw *draw, llama_token token) {
     graft_job *job = s->job;
@@ -116,6 +143,9 @@ static void generate(gr_sequence *s, gr_draw *draw, const float *logits) {
     }
     s->tokens[s->n_known++] = token; /* there is room: at the context's end it stops */
     int n_new = ++job->result.completion_tokens;
+    if (job->spec.on_token) {
+        show_token(s, draw, token, logits);
+    }
     if (gr_vocab_is_end(draw->vocab, token)) { /* never drawn with ignore_eos */
         gr_sequence_end(s, GRAFT_FINISH_STOP, NULL);
     } else if (add_text(s, draw, token) &&
@@ -126,25 +156,13 @@ static void generate(gr_sequence *s, gr_draw *draw, const float *logits) {
 
 /* ---- scoring ------------------------------------------------------------------------------------------ */
 
-/* log of softmax(logits)[token] */
-static float log_probability(const float *logits, int n, llama_token token) {
-    float most = -INFINITY;
-    for (int i = 0; i < n; i++) {
-        most = logits[i] > most ? logits[i] : most;
-    }
-    double sum = 0;
-    for (int i = 0; i < n; i++) {
-        sum += exp((double)logits[i] - most);
-    }
-    return (float)((double)logits[token] - most - log(sum));
-}
-
 static void score(gr_sequence *s, const gr_draw *draw, int row, int count, const float *logits) {
     const gr_job_spec *spec = &s->job->spec;
     int n_vocab = draw->vocab->n_tokens, first = s->n_past + row;
     for (int i = 0; i < count && first + i + 1 < spec->n_tokens; i++) {
         llama_token next = spec->tokens[first + i + 1];
-        s->job->logprobs[first + i + 1] = log_probability(logits + (size_t)i * (size_t)n_vocab, n_vocab, next);
+        const float *of_token = logits + (size_t)i * (size_t)n_vocab;
+        s->job->logprobs[first + i + 1] = (float)((double)of_token[next] - gr_log_sum(of_token, n_vocab));
     }
     if (spec->on_logits) {
         spec->on_logits(logits, (size_t)first, (size_t)count, n_vocab, spec->user);
@@ -155,16 +173,60 @@ static void score(gr_sequence *s, const gr_draw *draw, int row, int count, const
     }
 }
 
+/* ---- embedding ---------------------------------------------------------------------------------------- */
+
+static bool all_finite(const float *values, int n) {
+    bool finite = true;
+    for (int i = 0; i < n; i++) {
+        finite = finite && isfinite(values[i]);
+    }
+    return finite;
+}
+
+/* From the sum, or the last state, to what was asked for. */
+static void complete_embedding(graft_job *job) {
+    double square = 0, by = job->spec.pooling == GRAFT_POOL_MEAN ? 1.0 / job->spec.n_tokens : 1;
+    for (int i = 0; i < job->n_embd; i++) {
+        square += (double)job->embedding[i] * (double)job->embedding[i];
+    }
+    if (job->spec.normalize) {
+        by = square > 0 ? 1 / sqrt(square) : 0;
+    }
+    for (int i = 0; i < job->n_embd; i++) {
+        job->embedding[i] = (float)(job->embedding[i] * by);
+    }
+}
+
+static void embed(gr_sequence *s, int row, int count, const float *states) {
+    graft_job *job = s->job;
+    bool mean = job->spec.pooling == GRAFT_POOL_MEAN;
+    for (int k = 0; k < count; k++) {
+        for (int i = 0; i < job->n_embd; i++) {
+            float x = states[(size_t)k * (size_t)job->n_embd + (size_t)i];
+            job->embedding[i] = mean ? job->embedding[i] + x : x;
+        }
+    }
+    s->n_scored = s->n_past + row + count;
+    if (s->n_scored == job->spec.n_tokens) {
+        complete_embedding(job);
+        gr_sequence_end(s, GRAFT_FINISH_STOP, NULL);
+    }
+}
+
 void gr_sequence_logits(gr_sequence *s, gr_draw *draw, int row, int count, const float *logits) {
-    int n_vocab = draw->vocab->n_tokens;
+    gr_job_kind kind = s->job->spec.kind;
+    int width = kind == GR_JOB_EMBED ? draw->n_embd : draw->vocab->n_tokens;
     for (int i = 0; i < count && s->verdict != GR_LOGITS_BAD; i++) {
-        bool good = gr_logits_usable(logits + (size_t)i * (size_t)n_vocab, n_vocab);
+        const float *values = logits + (size_t)i * (size_t)width;
+        bool good = kind == GR_JOB_EMBED ? all_finite(values, width) : gr_logits_usable(values, width);
         s->verdict = good ? GR_LOGITS_GOOD : GR_LOGITS_BAD;
     }
     if (s->ended || s->verdict == GR_LOGITS_BAD) {
         return;
     }
-    if (s->job->spec.kind == GR_JOB_SCORE) {
+    if (kind == GR_JOB_EMBED) {
+        embed(s, row, count, logits);
+    } else if (kind == GR_JOB_SCORE) {
         score(s, draw, row, count, logits);
     } else {
         generate(s, draw, logits);

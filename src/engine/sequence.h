@@ -19,9 +19,10 @@ typedef struct gr_sequence {
     int slot;            /* libllama's sequence id */
     llama_token *tokens; /* [context], the slot's */
     int n_known, n_past;
-    int n_scored;        /* SCORE: tokens whose logits were taken */
+    int n_scored;        /* SCORE, EMBED: tokens whose outputs were taken */
     uint64_t age, served;
     gr_verdict verdict;  /* on this step's logits */
+    bool shares;         /* others may go on from its cells; the engine's */
     bool suspect;        /* had bad logits, by its own fault or by another's; the engine's */
     bool ended;
     gr_ending ending;
@@ -32,16 +33,19 @@ typedef struct gr_draw {
     const gr_vocab *vocab;
     llama_token_data *scratch; /* [n_tokens] */
     gr_buffer piece;
+    gr_buffer shown;           /* texts of the tokens that on_token gets: has room for all, so that pointers into it stay */
     int context;               /* tokens per sequence */
+    int n_embd;                /* values of a hidden state */
 } gr_draw;
 
-void gr_sequence_start(gr_sequence *s, graft_job *job, uint64_t age);
+/* The first n_cached tokens of the prompt are in the cache: not all of it. */
+void gr_sequence_start(gr_sequence *s, graft_job *job, int n_cached);
 /* Whether all that is left to compute is the token drawn last. */
 bool gr_sequence_generates(const gr_sequence *s);
 gr_sched_item gr_sequence_item(const gr_sequence *s);
 /* The next `rows` rows as a span. */
 gr_span gr_sequence_span(gr_sequence *s, int rows);
-/* Logits for the span's rows [row, row + count): draws a token or scores. May end the sequence. Logits that are not
+/* Logits (EMBED: hidden states) for the span's rows [row, row + count): draws a token, scores or adds up. May end the sequence. Logits that are not
  * finite are bad, and nothing happens but that the verdict says so. */
 void gr_sequence_logits(gr_sequence *s, gr_draw *draw, int row, int count, const float *logits);
 

@@ -55,8 +55,8 @@ bool gr_vocab_piece(const gr_vocab *v, llama_token token, bool special, gr_buffe
     return ok;
 }
 
-int gr_vocab_tokenize(const gr_vocab *v, const char *text, size_t length, bool special, int most, llama_token **out,
-                      int *n, graft_error *err) {
+int gr_vocab_tokenize(const gr_vocab *v, const char *text, size_t length, bool around, bool special, int most,
+                      llama_token **out, int *n, graft_error *err) {
     size_t longest = v->longest_piece > 0 ? (size_t)v->longest_piece : 1;
     if (length / longest > (size_t)most || length > INT32_MAX / 2) {
         return gr_fail(err, GRAFT_E_CONTEXT_LENGTH, "the prompt has %zu bytes, so at least %zu tokens; at most %d fit",
@@ -72,7 +72,7 @@ int gr_vocab_tokenize(const gr_vocab *v, const char *text, size_t length, bool s
         if (!tokens) {
             return gr_fail_memory(err, (size_t)room * sizeof *tokens);
         }
-        found = llama_tokenize(v->llama, text, (int32_t)length, tokens, room, true, special);
+        found = llama_tokenize(v->llama, text, (int32_t)length, tokens, room, around, special);
         room = -found; /* for the second attempt */
     }
     if (found < 0 || found > most) {

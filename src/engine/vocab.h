@@ -23,11 +23,11 @@ bool gr_vocab_is_end(const gr_vocab *v, llama_token token);
 bool gr_vocab_piece(const gr_vocab *v, llama_token token, bool special, gr_buffer *out);
 
 /*
- * Tokenises. Special tokens that the model wants around a text (BOS) are added; those written in the text are parsed
+ * Tokenises. Special tokens that the model wants around a text (BOS) are added if `around`; those written in the text are parsed
  * if `special`. Errors: CONTEXT_LENGTH if it cannot be `most` tokens or fewer (told by its length before any work
  * where possible), OUT_OF_MEMORY. *out: gr_free.
  */
-int gr_vocab_tokenize(const gr_vocab *v, const char *text, size_t length, bool special, int most, llama_token **out,
-                      int *n, graft_error *err);
+int gr_vocab_tokenize(const gr_vocab *v, const char *text, size_t length, bool around, bool special, int most,
+                      llama_token **out, int *n, graft_error *err);
 
 #endif

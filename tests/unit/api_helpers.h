@@ -71,7 +71,7 @@ static inline graft_job *submit_or_fail(graft *g, const graft_request *r) {
 typedef struct answer {
     char text[2048];
     size_t length;
-    int prompt_tokens, completion_tokens;
+    int prompt_tokens, cached_tokens, completion_tokens;
     graft_finish finish;
     graft_error error;
 } answer;
@@ -79,7 +79,7 @@ typedef struct answer {
 /* Waits, copies, frees. */
 static inline answer take_answer(graft_job *job) {
     const graft_result *r = graft_job_wait(job);
-    answer a = {.length = r->text_length, .prompt_tokens = r->prompt_tokens,
+    answer a = {.length = r->text_length, .prompt_tokens = r->prompt_tokens, .cached_tokens = r->cached_tokens,
                 .completion_tokens = r->completion_tokens, .finish = r->finish, .error = r->error};
     assert_true(r->text_length < sizeof a.text);
     assert_int_equal(r->text[r->text_length], '\0');

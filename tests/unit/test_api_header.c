@@ -45,6 +45,8 @@ static void test_defaults(void **state) {
     assert_int_equal(r.size, sizeof r);
     assert_true(r.special);
     assert_int_equal(r.max_tokens, 128);
+    assert_true(r.cache_prompt);
+    assert_int_equal(r.top_logprobs, 0);
     assert_true(r.sampling.temperature == 0.0f);
     assert_int_equal(r.sampling.top_k, 40);
     assert_true(r.sampling.top_p == 0.95f && r.sampling.min_p == 0.05f);
@@ -52,6 +54,11 @@ static void test_defaults(void **state) {
     assert_int_equal(r.sampling.repeat_last_n, 64);
     assert_true(r.sampling.repeat_penalty == 1.0f && r.sampling.frequency_penalty == 0.0f);
     assert_int_equal(graft_score_request_default().size, sizeof(graft_score_request));
+    graft_embed_request e = graft_embed_request_default();
+    assert_int_equal(e.size, sizeof e);
+    assert_int_equal(e.pooling, GRAFT_POOL_MEAN);
+    assert_true(e.normalize);
+    assert_int_equal(e.adapter_wait_ms, -1);
 }
 
 static void test_null_is_fine_to_free(void **state) {
@@ -61,6 +68,7 @@ static void test_null_is_fine_to_free(void **state) {
     graft_inspection_free(NULL);
     graft_job_free(NULL);
     graft_score_result_free(NULL);
+    graft_free(NULL);
 }
 
 int main(void) {

@@ -452,7 +452,7 @@ static logits probe_like(gr_adapter *a) {
     logits l = {NULL, 0};
     gr_job_spec spec = {.kind = GR_JOB_SCORE, .probe = true, .max_tokens = 1, .on_logits = keep_last, .user = &l};
     const char *text = "What is this project about?";
-    assert_int_equal(gr_vocab_tokenize(gr_engine_vocab(w.g->engine), text, strlen(text), false, 4096, &spec.tokens, &spec.n_tokens, NULL), 0);
+    assert_int_equal(gr_vocab_tokenize(gr_engine_vocab(w.g->engine), text, strlen(text), true, false, 4096, &spec.tokens, &spec.n_tokens, NULL), 0);
     spec.n_tokens = spec.n_tokens < GR_PROBE_TOKENS ? spec.n_tokens : GR_PROBE_TOKENS;
     if (a) {
         gr_adapter_set_add(&spec.adapters, a, 1);

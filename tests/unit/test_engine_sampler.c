@@ -11,6 +11,7 @@
 #include <math.h>
 
 #include "base/memory.h"
+#include "engine/likely.h"
 #include "engine/sampler.h"
 #include "engine_helpers.h"
 #include "model/base_model.h"
@@ -205,6 +206,130 @@ static gr_sampler *with_grammar(const char *grammar, bool ignore_eos) {
     return make(s, ignore_eos);
 }
 
+/* ---- biases ---------------------------------------------------------------------------------------------- */
+
+static llama_token pick_with(graft_sampling sampling, bool ignore_eos, const graft_logit_bias *biases, size_t n) {
+    gr_sampler *s = make(sampling, ignore_eos);
+    gr_sampler_bias(s, biases, n);
+    llama_token t = pick(s);
+    gr_sampler_free(s);
+    return t;
+}
+
+static void test_biases(void **state) {
+    (void)state;
+    static const struct {
+        const char *what;
+        graft_logit_bias biases[3];
+        size_t n;
+        llama_token expected;
+    } table[] = {
+        {"none", {{0, 0}}, 0, 3},
+        {"too little", {{4, 0.4f}}, 1, 3},
+        {"enough", {{4, 0.6f}}, 1, 4},
+        {"less for the best", {{3, -0.6f}}, 1, 4},
+        {"as good as chosen", {{200, 100}}, 1, 200},
+        {"beyond what can be added", {{200, 3e38f}}, 1, 200},
+        {"banned", {{3, -100}}, 1, 4},
+        {"far below", {{3, -3e38f}}, 1, 4},
+        {"just above a ban is none", {{3, -99.9f}, {3, 99.9f}}, 2, 3},
+        {"a ban stays", {{3, 100}, {3, -100}, {3, 100}}, 3, 4},
+        {"twice adds up", {{4, 0.3f}, {4, 0.3f}}, 2, 4},
+        {"the last token", {{N_VOCAB - 1, 50}}, 1, N_VOCAB - 1},
+    };
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        set_logits(3, 4);
+        llama_token t = pick_with(greedy(), false, table[i].biases, table[i].n);
+        if (t != table[i].expected) {
+            fail_msg("%s: %d", table[i].what, t);
+        }
+    }
+    set_logits(3, 4); /* logits that are as large as can be stay numbers */
+    logits[5] = 3.4e38f;
+    for (uint32_t seed = 0; seed < 20; seed++) {
+        assert_int_equal(pick_with(random_draws(seed), false, &(graft_logit_bias){5, 3.4e38f}, 1), 5);
+    }
+}
+
+/* A banned token is never drawn, whatever the draw; all others still can be. */
+static void test_banned_is_never_drawn(void **state) {
+    (void)state;
+    graft_logit_bias bans[N_VOCAB];
+    size_t n = 0;
+    for (llama_token t = 0; t < N_VOCAB; t++) {
+        if (t != 9 && t != 250) {
+            bans[n++] = (graft_logit_bias){t, GR_BAN};
+        }
+    }
+    set_logits(9, 250);
+    graft_sampling flat = random_draws(1);
+    flat.temperature = 50;
+    int seen[N_VOCAB] = {0};
+    for (uint32_t seed = 0; seed < 200; seed++) {
+        flat.seed = seed;
+        flat.repeat_penalty = seed % 2 ? 1.5f : 1.0f;
+        seen[pick_with(flat, true, bans, n)]++;
+    }
+    assert_int_equal(seen[9] + seen[250], 200);
+    assert_true(seen[9] > 20 && seen[250] > 20);
+}
+
+static void test_all_banned(void **state) {
+    (void)state;
+    graft_logit_bias bans[N_VOCAB];
+    for (llama_token t = 0; t < N_VOCAB; t++) {
+        bans[t] = (graft_logit_bias){t, -1000};
+    }
+    set_logits(3, 4);
+    for (int random = 0; random < 2; random++) {
+        gr_sampler *s = make(random ? random_draws(1) : greedy(), false);
+        llama_token t = 77;
+        graft_error err;
+        gr_sampler_bias(s, bans, N_VOCAB);
+        assert_int_equal(gr_sampler_pick(s, logits, scratch, &t, &err), GRAFT_E_BAD_REQUEST);
+        assert_int_equal(t, 77);
+        gr_sampler_free(s);
+    }
+}
+
+static void test_biases_with_a_grammar(void **state) {
+    (void)state;
+    gr_sampler *s = with_grammar("root ::= \"yes\" | \"no\"", false);
+    graft_logit_bias bias[] = {{byte_token('n'), -100}, {byte_token('x'), 100}}; /* x does not fit, whatever its bias */
+    set_logits(byte_token('n'), byte_token('x'));
+    gr_sampler_bias(s, bias, 2);
+    static const char text[] = "yes";
+    for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(pick(s), byte_token(text[i]));
+    }
+    gr_sampler_free(s);
+    s = with_grammar("root ::= \"no\"", false); /* nothing is left that fits */
+    gr_sampler_bias(s, bias, 2);
+    llama_token t;
+    assert_int_equal(gr_sampler_pick(s, logits, scratch, &t, NULL), GRAFT_E_BAD_GRAMMAR);
+    gr_sampler_free(s);
+}
+
+/* ---- probabilities --------------------------------------------------------------------------------------- */
+
+static void test_likeliest(void **state) {
+    (void)state;
+    float some[] = {1, 5, -INFINITY, 5, 3, 4, -2};
+    llama_token top[7];
+    static const llama_token order[] = {1, 3, 5, 4, 0, 6, 2};
+    for (int k = 0; k <= 7; k++) {
+        gr_likeliest(some, 7, top, k);
+        assert_memory_equal(top, order, (size_t)k * sizeof *top);
+    }
+    double sum = 0;
+    for (int i = 0; i < 7; i++) {
+        sum += exp((double)some[i]);
+    }
+    assert_true(fabs(gr_log_sum(some, 7) - log(sum)) < 1e-9);
+    float large[] = {1e5f, 1e5f, -3e38f};
+    assert_true(fabs(gr_log_sum(large, 3) - (1e5 + log(2))) < 1e-6);
+}
+
 static void test_grammar_forces(void **state) {
     (void)state;
     gr_sampler *s = with_grammar("root ::= \"yes\" | \"no\"", false);
@@ -288,13 +413,13 @@ static void test_tokenize(void **state) {
     llama_token *tokens;
     int n;
     graft_error err;
-    assert_int_equal(gr_vocab_tokenize(&vocab, "abc", 3, true, 100, &tokens, &n, &err), 0);
+    assert_int_equal(gr_vocab_tokenize(&vocab, "abc", 3, true, true, 100, &tokens, &n, &err), 0);
     assert_true(n >= 3);
     gr_free(tokens);
-    assert_int_equal(gr_vocab_tokenize(&vocab, "abcdefgh", 8, true, 4, &tokens, &n, &err), GRAFT_E_CONTEXT_LENGTH);
+    assert_int_equal(gr_vocab_tokenize(&vocab, "abcdefgh", 8, true, true, 4, &tokens, &n, &err), GRAFT_E_CONTEXT_LENGTH);
     char *huge = calloc(1, 1 << 20);
     memset(huge, 'a', (1 << 20) - 1);
-    assert_int_equal(gr_vocab_tokenize(&vocab, huge, (1 << 20) - 1, true, 4, &tokens, &n, &err),
+    assert_int_equal(gr_vocab_tokenize(&vocab, huge, (1 << 20) - 1, true, true, 4, &tokens, &n, &err),
                      GRAFT_E_CONTEXT_LENGTH);
     assert_non_null(strstr(err.message, "1048575 bytes"));
     free(huge);
@@ -330,6 +455,11 @@ int main(void) {
         cmocka_unit_test(test_filters),
         cmocka_unit_test(test_penalties),
         cmocka_unit_test(test_ignore_eos),
+        cmocka_unit_test(test_biases),
+        cmocka_unit_test(test_banned_is_never_drawn),
+        cmocka_unit_test(test_all_banned),
+        cmocka_unit_test(test_biases_with_a_grammar),
+        cmocka_unit_test(test_likeliest),
         cmocka_unit_test(test_grammar_forces),
         cmocka_unit_test(test_grammar_keeps_what_fits),
         cmocka_unit_test(test_complete_without_an_end_token),

@@ -1,0 +1,81 @@
+/* Which request may go on from which slot's part of the KV cache. Pure. */
+#include "prefix_cache.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- keys ---------------------------------------------------------------------------------------------- */
+
+static int by_generation(const void *a, const void *b) {
+    const gr_prefix_use *x = a, *y = b;
+    int order = strcmp(x->generation, y->generation);
+    return order ? order : (x->scale > y->scale) - (x->scale < y->scale);
+}
+
+bool gr_prefix_key_make(gr_prefix_key *key, const gr_adapter_set *set) {
+    memset(key, 0, sizeof *key);
+    for (int i = 0; i < set->n; i++) {
+        const char *generation = set->adapters[i]->generation;
+        if (!generation[0]) {
+            return false;
+        }
+        memcpy(key->uses[i].generation, generation, sizeof key->uses[i].generation);
+        key->uses[i].scale = set->scales[i];
+    }
+    key->n = set->n;
+    qsort(key->uses, (size_t)key->n, sizeof *key->uses, by_generation);
+    return true;
+}
+
+bool gr_prefix_key_equal(const gr_prefix_key *a, const gr_prefix_key *b) {
+    bool same = a->n == b->n;
+    for (int i = 0; i < a->n && same; i++) {
+        same = by_generation(&a->uses[i], &b->uses[i]) == 0;
+    }
+    return same;
+}
+
+/* ---- matching ------------------------------------------------------------------------------------------ */
+
+static int common(const gr_prefix *p, const llama_token *tokens, int n_tokens, bool whole) {
+    int most = p->n < n_tokens - 1 ? p->n : n_tokens - 1, n = 0;
+    while (n < most && p->tokens[n] == tokens[n]) {
+        n++;
+    }
+    return whole && n < p->n ? 0 : n;
+}
+
+/* Whether the slot can be continued after `n` tokens without losing much. */
+static bool continues(const gr_prefix *p, int n) {
+    return !p->busy && 2 * (int64_t)n >= p->n;
+}
+
+/* Index of the free slot that was left longest ago, empty ones first; -1 if all are busy. */
+static int oldest_free(const gr_prefix *slots, int n_slots) {
+    int found = -1;
+    for (int i = 0; i < n_slots; i++) {
+        const gr_prefix *p = &slots[i], *best = found < 0 ? NULL : &slots[found];
+        if (!p->busy && (!best || (best->n > 0 && (p->n == 0 || p->used < best->used)))) {
+            found = i;
+        }
+    }
+    return found;
+}
+
+gr_placement gr_prefix_place(const gr_prefix *slots, int n_slots, const gr_prefix_key *key, const llama_token *tokens,
+                             int n_tokens, bool whole) {
+    int source = -1, n = 0;
+    for (int i = 0; key && i < n_slots; i++) {
+        if (slots[i].n > 0 && gr_prefix_key_equal(&slots[i].key, key)) {
+            int found = common(&slots[i], tokens, n_tokens, whole);
+            bool better = found > n || (found == n && n > 0 && continues(&slots[i], n) && !continues(&slots[source], n));
+            source = better ? i : source;
+            n = better ? found : n;
+        }
+    }
+    gr_placement at = {oldest_free(slots, n_slots), source, n};
+    if (n > 0 && continues(&slots[source], n)) {
+        at.slot = source;
+    }
+    return at;
+}
