@@ -33,6 +33,7 @@ int cmd_bench_loader(int argc, char **argv);
 int cmd_bench_cache(int argc, char **argv);
 int cmd_demo(int argc, char **argv);
 int cmd_config(int argc, char **argv);
+int cmd_serve(int argc, char **argv);
 
 /* ---- errors and memory (output.c) --------------------------------------------------------------------- */
 

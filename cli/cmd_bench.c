@@ -161,6 +161,7 @@ static int run_once(const bench *b, graft *g, int mode, int n, int new_tokens, d
         requests[i].max_tokens = new_tokens;
         requests[i].ignore_eos = true;
         requests[i].sampling.temperature = 0;
+        requests[i].cache_prompt = false; /* each run evaluates its prompts */
     }
     graft_get_stats(g, &before);
     if (graft_submit(jobs, g, requests, (size_t)n, &err) != 0) {

@@ -12,6 +12,7 @@ static const struct {
     const char *about;
 } commands[] = {
     {"run", cmd_run, "answer a prompt, or a file of them in one batch, each with its own adapter"},
+    {"serve", cmd_serve, "answer OpenAI's API over HTTP, every registered adapter a model"},
     {"score", cmd_score, "log-probability of each token of a text, and its perplexity"},
     {"inspect", cmd_inspect, "what an adapter would change, or every reason why it cannot be loaded"},
     {"bench", cmd_bench, "speed of mixed adapters against the base and libllama's own adapters"},

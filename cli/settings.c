@@ -18,7 +18,7 @@ const cli_setting cli_setting_table[CLI_N_SETTINGS] = {
                          "the registry of projects and adapters (default: registry.db in\nthe user's data folder for graft)"},
     [CLI_ID_SLOTS] = {"slots", "slots", 's', CLI_INT, "N", AT(slots), 0, 256,
                       "sequences in flight at once, 0 = as the command needs: one per\n"
-                      "answer, at most 8 (run) or 16 (demo)"},
+                      "answer, at most 8 (run) or 16 (demo); 8 (serve)"},
     [CLI_ID_CONTEXT] = {"context", "ctx", 'c', CLI_INT, "N", AT(context), 0, 1 << 20,
                         "tokens per sequence, 0 = as many as answers can need; where that is\n"
                         "over 1024, the model's own, at most 4096"},
@@ -64,6 +64,18 @@ const cli_setting cli_setting_table[CLI_N_SETTINGS] = {
                               "where Ollama keeps its models (default: $OLLAMA_MODELS, else\n~/.ollama/models)"},
     [CLI_ID_HF_HUB] = {"hf_hub", "hf-hub", 0, CLI_PATH, "DIR", AT(hf_hub), 0, 0,
                        "Hugging Face's local cache (default: $HF_HUB_CACHE, else $HF_HOME/hub,\nelse ~/.cache/huggingface/hub)"},
+    [CLI_ID_HOST] = {"host", "host", 0, CLI_STRING, "ADDRESS", AT(host), 0, 0, "the numeric address to listen on"},
+    [CLI_ID_PORT] = {"port", "port", 0, CLI_INT, "N", AT(port), 0, 65535, "the port to listen on, 0 = any free one"},
+    [CLI_ID_INSECURE_LISTEN] = {"insecure_listen", "insecure-listen", 0, CLI_BOOL, NULL, AT(insecure_listen), 0, 0,
+                                "listen on another address than the loopback's without a key"},
+    [CLI_ID_API_KEY_FILE] = {"api_key_file", "api-key-file", 0, CLI_PATH, "FILE", AT(api_key_file), 0, 0,
+                             "a file whose first line is the key that clients must send\n(default: GRAFT_API_KEY in the environment, else none)"},
+    [CLI_ID_QUEUE] = {"queue", "queue", 0, CLI_INT, "N", AT(queue), 0, 65000,
+                      "answers that may wait for a slot; more are refused"},
+    [CLI_ID_DEADLINE_S] = {"deadline_s", "deadline-s", 0, CLI_INT, "S", AT(deadline_s), 0, 86400,
+                           "most seconds for one request, 0 = no limit"},
+    [CLI_ID_DRAIN_S] = {"drain_s", "drain-s", 0, CLI_INT, "S", AT(drain_s), 0, 86400,
+                        "seconds that answers may go on after SIGTERM"},
     [CLI_ID_LOG_LEVEL] = {"log_level", "log-level", 0, CLI_CHOICE, "debug|info|warning|error", AT(log_level), 0, 0,
                           "what is logged to stderr; -v is debug"},
     [CLI_ID_LOG_FORMAT] = {"log_format", "log-format", 0, CLI_CHOICE, "auto|human|json", AT(log_format), 0, 0,
@@ -103,6 +115,11 @@ cli_settings cli_settings_default(void) {
         .probe = o.probe,
         .max_adapter_mb = (int)(o.max_adapter_bytes / MIB),
         .registry_wait_ms = r.wait_ms,
+        .host = "127.0.0.1",
+        .port = 8080,
+        .queue = 256,
+        .deadline_s = 600,
+        .drain_s = 30,
         .log_level = GRAFT_LOG_WARN,
     };
 }
@@ -300,7 +317,7 @@ int cli_settings_load(cli_settings *s, graft_error *err) {
 
 /* What graft's scripts and build use, which the command must not wonder about. */
 static bool known_elsewhere(const char *name, size_t length) {
-    static const char *const names[] = {"CONFIG", "BIN", "CACHE", "DEMO_MODEL", "SANITIZE", "TESTS", "WERROR"};
+    static const char *const names[] = {"API_KEY", "CONFIG", "BIN", "CACHE", "DEMO_MODEL", "SANITIZE", "TESTS", "WERROR"};
     static const char *const prefixes[] = {"TEST_", "LLAMA_", "BENCH_"};
     for (size_t i = 0; i < CLI_COUNT(names); i++) {
         if (strlen(names[i]) == length && memcmp(name, names[i], length) == 0) {

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Rules that a compiler does not check:
-#   layers      an include points to the same layer or one below it; cli/ sees graft.h and base/ only
+#   layers      an include points to the same layer or one below it; server/ and cli/ see graft.h and base/ only, and cli/ server.h
 #   header      include/graft.h stands alone, as C and as C++, with -Wpedantic
 #   errors      docs/errors.md has a row for each code of graft.h
 #   scripts     every shell and Python script parses
@@ -31,12 +31,17 @@ for layer in base format model lora loader registry engine; do
         done
     done
 done
-for file in cli/*.[ch]; do
+for file in cli/*.[ch] server/*.[ch]; do
     [ -e "$file" ] || continue
     for include in $(sed -n 's/^#include "\([^"]*\)".*/\1/p' "$file"); do
         case "$include" in
         graft.h | base/*) ;;
-        */*) complain "$file: includes $include; cli/ may use graft.h and base/ only" ;;
+        */*) complain "$file: includes $include; cli/ and server/ may use graft.h and base/ only" ;;
+        *)
+            if [ "${file%%/*}" = cli ] && [ "$include" != server.h ] && [ -e "server/$include" ]; then
+                complain "$file: includes $include; of server/ it may use server.h only"
+            fi
+            ;;
         esac
     done
 done
@@ -60,9 +65,9 @@ for file in $(find tools tests bench examples -name '*.py'); do
     python3 -c 'import ast, sys; ast.parse(open(sys.argv[1]).read(), sys.argv[1])' "$file" || complain "$file: does not parse"
 done
 
-if grep -rnE '[[:blank:]]+$' include src cli tests --include='*.[ch]' >&2; then complain "trailing blanks"; fi
+if grep -rnE '[[:blank:]]+$' include src cli server tests --include='*.[ch]' >&2; then complain "trailing blanks"; fi
 tab=$(printf '\t')
-if grep -rn "$tab" include src cli tests --include='*.[ch]' >&2; then complain "tabs in C sources"; fi
+if grep -rn "$tab" include src cli server tests --include='*.[ch]' >&2; then complain "tabs in C sources"; fi
 
 python3 tests/bad_inputs/table.py | cmp -s - docs/bad-inputs.md || complain "docs/bad-inputs.md is out of date: python3 tests/bad_inputs/table.py >docs/bad-inputs.md"
 

@@ -25,6 +25,7 @@ if have apt-get; then
     lib libcrypto || need libssl-dev
     lib sqlite3 || need libsqlite3-dev
     lib inih || need libinih-dev
+    lib libevent_extra || need libevent-dev
     header uthash.h || need uthash-dev
     lib cmocka || need libcmocka-dev
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need "python3 python3-pip"
@@ -38,6 +39,7 @@ elif have brew; then
     lib libcrypto || need openssl@3
     lib sqlite3 || need sqlite
     lib inih || need inih
+    lib libevent_extra || need libevent
     [ -e "$(brew --prefix)/include/uthash.h" ] || need uthash
     lib cmocka || need cmocka
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python3
@@ -53,6 +55,7 @@ elif have dnf; then
     lib libcrypto || need openssl-devel
     lib sqlite3 || need sqlite-devel
     lib inih || need inih-devel
+    lib libevent_extra || need libevent-devel
     header uthash.h || need uthash-devel
     lib cmocka || need libcmocka-devel
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python3-pip
@@ -67,13 +70,14 @@ elif have pacman; then
     lib libcrypto || need openssl
     lib sqlite3 || need sqlite
     lib inih || need libinih
+    lib libevent_extra || need libevent
     header uthash.h || need uthash
     lib cmocka || need cmocka
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python-pip
 else
     say "No package manager that this script knows (apt-get, brew, dnf, pacman)."
     say "Please install: a C and C++ compiler, cmake, ninja, pkg-config, python3 with pip, and the development"
-    say "packages of jansson, pcre2, OpenSSL 3, SQLite (3.37 or newer), inih, uthash and cmocka."
+    say "packages of jansson, pcre2, OpenSSL 3, SQLite (3.37 or newer), inih, libevent, uthash and cmocka."
     exit 1
 fi
 

@@ -28,7 +28,7 @@ RSLORA = GOLDEN / "adapters/llama/rslora"
 PROJECTS = ROOT / "examples/projects"
 GRAFT = os.environ.get("GRAFT_BIN")
 MODEL = os.environ.get("GRAFT_TEST_MODEL")
-COMMANDS = ["run", "score", "inspect", "bench", "bench-loader", "demo", "config", "version"]
+COMMANDS = ["run", "serve", "score", "inspect", "bench", "bench-loader", "demo", "config", "version"]
 TIMEOUT = 300
 # Neither the settings nor the registry of whoever runs the tests.
 os.environ.update(GRAFT_CONFIG="/dev/null", GRAFT_REGISTRY="/nonexistent/registry.db")

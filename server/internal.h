@@ -1,0 +1,56 @@
+/* What the files of server/ know of one server. Loop thread only, but where it says otherwise. */
+#ifndef SRV_INTERNAL_H
+#define SRV_INTERNAL_H
+
+#include "connections.h"
+#include "loop.h"
+#include "relay.h"
+#include "server.h"
+#include "work.h"
+
+#include "base/log.h"
+
+struct evhttp;
+struct evconnlistener;
+struct evhttp_bound_socket;
+
+/* Counted since the start, for /metrics. */
+typedef struct srv_counters {
+    uint64_t requests[6];   /* by status / 100 */
+    uint64_t answers, cancelled, failed, refused, fallbacks; /* of generation: ended well, … */
+    uint64_t prompt_tokens, completion_tokens, cached_tokens;
+    graft_histogram first_token_us, total_us;
+    uint64_t disconnects;   /* clients that left before their reply was complete */
+} srv_counters;
+
+struct server {
+    server_options o;
+    char host[64];
+    int port;
+    gr_log log;
+    unsigned char key_hash[32];
+    char root[4096]; /* resolved; "" = none */
+
+    graft *g;
+    graft_registry *registry;
+    graft_model_info model;
+    char base_id[256]; /* what /v1/models calls the base */
+    int64_t started;   /* seconds since 1970 */
+
+    srv_loop loop;
+    srv_connections connections;
+    srv_relay relay;
+    srv_work *work;
+    struct evhttp *http;
+    struct evconnlistener *listener;
+    struct evhttp_bound_socket *bound;
+    struct event *tick, *on_term, *on_int;
+    int64_t drain_until; /* gr_now_us; 0 = not draining */
+    int n_exchanges;
+    uint64_t next_id;
+    srv_counters count;
+};
+
+void srv_histogram_add(graft_histogram *h, int64_t us);
+
+#endif

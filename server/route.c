@@ -1,0 +1,127 @@
+/* Method and path to handler. */
+#include "route.h"
+
+#include "auth.h"
+#include "base/utf8.h"
+#include "errors.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const srv_route routes[] = {
+    {EVHTTP_REQ_GET, "/v1/models", srv_get_models, false},
+    {EVHTTP_REQ_GET, "/v1/models/{}", srv_get_model, false},
+    {EVHTTP_REQ_POST, "/v1/chat/completions", srv_post_chat, false},
+    {EVHTTP_REQ_POST, "/v1/completions", srv_post_completions, false},
+    {EVHTTP_REQ_POST, "/v1/load_lora_adapter", srv_post_load, false},
+    {EVHTTP_REQ_POST, "/v1/unload_lora_adapter", srv_post_unload, false},
+    {EVHTTP_REQ_GET, "/v1/lora_adapters", srv_get_adapters, false},
+    {EVHTTP_REQ_POST, "/v1/lora_adapters/{}/pin", srv_post_pin, false},
+    {EVHTTP_REQ_POST, "/v1/lora_adapters/{}/unpin", srv_post_unpin, false},
+    {EVHTTP_REQ_GET, "/v1/projects", srv_get_projects, false},
+    {EVHTTP_REQ_GET, "/health", srv_get_health, true},
+    {EVHTTP_REQ_GET, "/v1/health", srv_get_health, true},
+    {EVHTTP_REQ_GET, "/metrics", srv_get_metrics, false},
+};
+
+enum { N_ROUTES = sizeof routes / sizeof routes[0] };
+
+/* Whether the path is the pattern's; *at and *length: what {} stands for, length 0 without one. */
+static bool matches(const char *pattern, const char *path, const char **at, size_t *length) {
+    const char *hole = strstr(pattern, "{}");
+    size_t n = strlen(path);
+    *length = 0;
+    if (!hole) {
+        return strcmp(pattern, path) == 0;
+    }
+    size_t before = (size_t)(hole - pattern), after = strlen(hole + 2);
+    if (n <= before + after || strncmp(path, pattern, before) != 0 || strcmp(path + n - after, hole + 2) != 0) {
+        return false;
+    }
+    *at = path + before;
+    *length = n - before - after;
+    return true;
+}
+
+/* Into x->capture. False if it is no text. */
+static bool decode(srv_exchange *x, const char *at, size_t length) {
+    char raw[sizeof x->capture];
+    size_t size = 0;
+    memcpy(raw, at, length); /* shorter than the path, and that is no longer than this */
+    raw[length] = '\0';
+    char *text = evhttp_uridecode(raw, 0, &size);
+    bool good = text && size < sizeof x->capture && strlen(text) == size && gr_utf8_valid(text, size);
+    if (good) {
+        memcpy(x->capture, text, size + 1);
+    }
+    free(text);
+    return good;
+}
+
+static enum evhttp_cmd_type wanted(const srv_exchange *x) {
+    return x->method == EVHTTP_REQ_HEAD ? EVHTTP_REQ_GET : x->method;
+}
+
+/* "GET, HEAD, OPTIONS"; "" if no route has the path. */
+static void allowed(const char *path, char out[64]) {
+    const char *at;
+    size_t length;
+    bool get = false, post = false;
+    for (int i = 0; i < N_ROUTES; i++) {
+        if (matches(routes[i].pattern, path, &at, &length)) {
+            get = get || routes[i].method == EVHTTP_REQ_GET;
+            post = post || routes[i].method == EVHTTP_REQ_POST;
+        }
+    }
+    snprintf(out, 64, "%s%s%s", get ? "GET, HEAD, " : "", post ? "POST, " : "", get || post ? "OPTIONS" : "");
+}
+
+/* A page of another site can make a browser send a form or plain text here, but JSON only after asking, which is refused. */
+static bool is_json(const srv_exchange *x) {
+    const char *type = srv_request_header(x, "Content-Type");
+    size_t n = strlen("application/json");
+    return type && evutil_ascii_strncasecmp(type, "application/json", n) == 0 && strchr(" ;\t", type[n]);
+}
+
+static void call(srv_exchange *x, const srv_route *r) {
+    if (!r->open && !srv_auth_check(x)) {
+        return;
+    }
+    if (r->method == EVHTTP_REQ_POST && x->body_length && !is_json(x)) {
+        srv_reply_error(x, 415, "unsupported_media_type", NULL, "Content-Type must be application/json");
+        return;
+    }
+    r->handler(x);
+}
+
+static void no_route(srv_exchange *x) {
+    char allow[64];
+    allowed(x->path, allow);
+    if (!*allow) {
+        srv_reply_error(x, 404, "not_found", NULL, "no such path; /v1/models lists the models");
+        return;
+    }
+    srv_header(x, "Allow", allow);
+    if (x->method == EVHTTP_REQ_OPTIONS) {
+        srv_reply(x, 204, "text/plain", "", 0);
+    } else {
+        srv_reply_error(x, 405, "method_not_allowed", NULL, "this path takes %s", allow);
+    }
+}
+
+void srv_route_dispatch(srv_exchange *x) {
+    for (int i = 0; i < N_ROUTES; i++) {
+        const char *at = "";
+        size_t length = 0;
+        if (routes[i].method != wanted(x) || !matches(routes[i].pattern, x->path, &at, &length)) {
+            continue;
+        }
+        if (length && !decode(x, at, length)) {
+            srv_reply_error(x, 400, "bad_request", NULL, "the path is not percent-encoded UTF-8");
+            return;
+        }
+        call(x, &routes[i]);
+        return;
+    }
+    no_route(x);
+}

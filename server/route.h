@@ -1,0 +1,34 @@
+/* The table of paths. A pattern holds at most one {}, which stands for one or more characters, '/' among them: names of adapters
+ * may be sent with it or percent-encoded. */
+#ifndef SRV_ROUTE_H
+#define SRV_ROUTE_H
+
+#include "http.h"
+
+typedef struct srv_route {
+    enum evhttp_cmd_type method;
+    const char *pattern;
+    void (*handler)(srv_exchange *x);
+    bool open; /* answered without a key */
+} srv_route;
+
+/* Finds the handler and calls it; HEAD goes to GET's. 404, 405 with Allow, 401, 415 (a body that is not JSON) come from here. */
+void srv_route_dispatch(srv_exchange *x);
+
+/* openai_api.c */
+void srv_get_models(srv_exchange *x);
+void srv_get_model(srv_exchange *x);
+void srv_post_chat(srv_exchange *x);
+void srv_post_completions(srv_exchange *x);
+/* adapters_api.c */
+void srv_post_load(srv_exchange *x);
+void srv_post_unload(srv_exchange *x);
+void srv_get_adapters(srv_exchange *x);
+void srv_post_pin(srv_exchange *x);
+void srv_post_unpin(srv_exchange *x);
+void srv_get_projects(srv_exchange *x);
+void srv_get_health(srv_exchange *x);
+/* metrics_page.c */
+void srv_get_metrics(srv_exchange *x);
+
+#endif
