@@ -32,8 +32,9 @@ static int take_current(graft *g, const char *adapter, char out_project[GRAFT_NA
                                                             "(graft_switch_project sets it)");
 }
 
-int gr_api_resolve(graft *g, const char *project, const char *adapter, char out_project[GRAFT_NAME_SIZE],
-                   char out_adapter[GRAFT_NAME_SIZE], graft_error *err) {
+/* What the names given stand for; whether they are registered is for the loader to say. */
+static int names_of(graft *g, const char *project, const char *adapter, char out_project[GRAFT_NAME_SIZE],
+                    char out_adapter[GRAFT_NAME_SIZE], graft_error *err) {
     char p[GRAFT_NAME_SIZE] = "", a[GRAFT_NAME_SIZE] = "";
     if (!project) {
         int rc = take_current(g, adapter, p, a, err);
@@ -44,11 +45,23 @@ int gr_api_resolve(graft *g, const char *project, const char *adapter, char out_
         adapter = adapter ? adapter : a;
     }
     adapter = adapter ? adapter : GR_DEFAULT_ADAPTER;
-    /* What the catalogue knows fits. */
-    int rc = gr_loader_knows(g->loader, project, adapter, err);
+    if (strnlen(project, GRAFT_NAME_SIZE) == GRAFT_NAME_SIZE || strnlen(adapter, GRAFT_NAME_SIZE) == GRAFT_NAME_SIZE) {
+        int rc = gr_loader_knows(g->loader, project, adapter, err); /* which says what is wrong with it */
+        return rc ? rc : gr_fail(err, GRAFT_E_BAD_NAME, "a name of more than %d characters", GR_NAME_MAX);
+    }
+    copy_name(out_project, project);
+    copy_name(out_adapter, adapter);
+    return 0;
+}
+
+int gr_api_resolve(graft *g, const char *project, const char *adapter, char out_project[GRAFT_NAME_SIZE],
+                   char out_adapter[GRAFT_NAME_SIZE], graft_error *err) {
+    char p[GRAFT_NAME_SIZE], a[GRAFT_NAME_SIZE];
+    int rc = names_of(g, project, adapter, p, a, err);
+    rc = rc ? rc : gr_loader_knows(g->loader, p, a, err);
     if (!rc) {
-        copy_name(out_project, project);
-        copy_name(out_adapter, adapter);
+        copy_name(out_project, p);
+        copy_name(out_adapter, a);
     }
     return rc;
 }
@@ -80,7 +93,7 @@ static int64_t deadline(const graft *g, int wait_ms) {
 static int take(graft_lease *l, const graft_lease_options *o, graft_error *err) {
     graft *g = l->g;
     int64_t start = gr_now_us();
-    int rc = gr_api_resolve(g, o->project, o->adapter, l->project, l->adapter, err);
+    int rc = names_of(g, o->project, o->adapter, l->project, l->adapter, err);
     if (rc) {
         return rc;
     }
