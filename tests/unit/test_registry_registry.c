@@ -444,7 +444,8 @@ static void log_is_bounded(void **state) {
     for (int i = 0; i < 10000; i++, told++) {
         tell(r, (gr_event){.kind = GR_EVENT_EVICTED});
     }
-    assert_true(gr_memory_bytes() - before < (uint64_t)2 * GR_NOTES * (sizeof(gr_note) + 1));
+    /* As many as may wait, while the writer has as many in hand; and a little for the writing. */
+    assert_true(gr_memory_bytes() <= before + (uint64_t)2 * GR_NOTES * (sizeof(gr_note) + 1) + 4096);
     good(gr_registry_flush(r, &err));
     graft_registered_list *l = support_get(r, "p", "default");
     assert_int_equal(l->items[0].history.evictions, told);
