@@ -1,6 +1,6 @@
 # What a person types. CMake (CMakePresets.json) does the building; this file fetches what it needs first.
 .DEFAULT_GOAL := help
-.PHONY: help demo build dev deps test test-dev test-asan test-tsan test-clang check schedules model planted bench bench-loader clients oracle cachesim install clean
+.PHONY: help demo build dev deps test test-dev test-asan test-tsan test-clang check schedules model planted bench bench-loader test-server clients oracle cachesim install clean
 
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 export CTEST_OUTPUT_ON_FAILURE = 1
@@ -56,6 +56,9 @@ bench: build  ## speed: rows against grouped, base and libllama's own path; figu
 
 bench-loader: build  ## the dynamic loader: leases, loading beside libllama's, eviction, 10,000 names, policies
 	@bench/loader.sh
+
+test-server: dev  ## graft serve over real sockets; not part of `make test` yet
+	@GRAFT_BIN=build/dev/graft GRAFT_CONFIG=/dev/null GRAFT_TEST_MODEL=$$(tools/get_model.sh) python3 tests/server/test_server.py
 
 clients: dev  ## the real OpenAI client against graft serve; fetches it
 	@tests/server/run.sh
