@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "base/mix.h"
 #include "base/thread.h"
 
 #include <sched.h>
@@ -535,20 +536,13 @@ static int measure_names(loader_bench *b) {
 
 /* ---- policies ----------------------------------------------------------------------------------------- */
 
-static uint64_t next_random(uint64_t *state) { /* splitmix64 */
-    uint64_t z = (*state += UINT64_C(0x9e3779b97f4a7c15));
-    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return z ^ (z >> 31);
-}
-
 /* Zipf with exponent 1: rank i with weight 1/(i+1). */
 static int next_rank(uint64_t *state) {
     double sum = 0, total = 0;
     for (int i = 0; i < BENCH_ZIPF_NAMES; i++) {
         total += 1.0 / (i + 1);
     }
-    double at = (double)(next_random(state) >> 11) / 9007199254740992.0 * total;
+    double at = (double)(gr_mix_next(state) >> 11) / 9007199254740992.0 * total;
     for (int i = 0; i < BENCH_ZIPF_NAMES; i++) {
         sum += 1.0 / (i + 1);
         if (at < sum) {

@@ -15,6 +15,12 @@
 
 #define GR_MAX_WAIT_MS 86400000
 
+/* Ends the function with BAD_REQUEST unless the condition holds: for arguments that must not be NULL. */
+#define GR_NEEDS(condition, what)                                             \
+    if (!(condition)) {                                                       \
+        return gr_fail(err, GRAFT_E_BAD_REQUEST, "%s needs " what, __func__); \
+    }
+
 struct graft {
     gr_base_model *base;
     gr_engine *engine;
@@ -82,6 +88,11 @@ int gr_api_submit(graft_job **out, graft *g, const void *requests, size_t n, gr_
  * nearly to the byte. */
 uint64_t gr_api_most_bytes(const graft *g, const gr_opened *o);
 uint64_t gr_api_bytes(const graft *g, const gr_adapter *a);
+
+/* When who says `wait_ms` (-1 = as the instance has it) gives up: gr_lease_request.deadline_us. */
+int64_t gr_api_deadline(const graft *g, int wait_ms);
+/* DEFAULT as the instance has it. */
+graft_fallback gr_api_fallback(const graft *g, graft_fallback fallback);
 
 /* backend.c: makes the loader with g's catalogue and adapters; `fixed` bytes are taken. */
 int gr_backend_start(graft *g, const graft_options *o, uint64_t fixed, graft_error *err);

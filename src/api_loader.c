@@ -9,11 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define NEEDS(condition, what)                                                \
-    if (!(condition)) {                                                       \
-        return gr_fail(err, GRAFT_E_BAD_REQUEST, "%s needs " what, __func__); \
-    }
-
 /* ---- names ---------------------------------------------------------------------------------------------- */
 
 static void copy_name(char out[GRAFT_NAME_SIZE], const char *name) {
@@ -85,9 +80,13 @@ static int check_lease(const graft_lease_options *o, graft_error *err) {
     return 0;
 }
 
-static int64_t deadline(const graft *g, int wait_ms) {
+int64_t gr_api_deadline(const graft *g, int wait_ms) {
     int64_t ms = wait_ms < 0 ? g->adapter_wait_ms : wait_ms;
     return ms ? gr_now_us() + 1000 * ms : 0;
+}
+
+graft_fallback gr_api_fallback(const graft *g, graft_fallback fallback) {
+    return fallback == GRAFT_FALLBACK_DEFAULT ? g->fallback : fallback;
 }
 
 static int take(graft_lease *l, const graft_lease_options *o, graft_error *err) {
@@ -102,8 +101,8 @@ static int take(graft_lease *l, const graft_lease_options *o, graft_error *err) 
         .adapter = l->adapter,
         .temporary = o->temporary,
         .reload = o->reload,
-        .fallback = o->fallback == GRAFT_FALLBACK_DEFAULT ? g->fallback : o->fallback,
-        .deadline_us = deadline(g, o->wait_ms),
+        .fallback = gr_api_fallback(g, o->fallback),
+        .deadline_us = gr_api_deadline(g, o->wait_ms),
     };
     rc = gr_loader_lease(&l->lease, g->loader, &request, err);
     l->wait_ms = (double)(gr_now_us() - start) / 1000;
@@ -111,7 +110,7 @@ static int take(graft_lease *l, const graft_lease_options *o, graft_error *err) 
 }
 
 int graft_lease_take(graft_lease **out, graft *g, const graft_lease_options *options, graft_error *err) {
-    NEEDS(out && g && options, "somewhere to put the lease, an instance, and options")
+    GR_NEEDS(out && g && options, "somewhere to put the lease, an instance, and options")
     int rc = check_lease(options, err);
     if (rc) {
         return rc;
@@ -154,7 +153,7 @@ void graft_lease_get_info(const graft_lease *lease, graft_lease_info *out) {
 /* ---- one call each -------------------------------------------------------------------------------------- */
 
 int graft_load_adapter(graft *g, const char *project, const char *adapter, bool reload, graft_error *err) {
-    NEEDS(g, "an instance")
+    GR_NEEDS(g, "an instance")
     graft_lease_options o = graft_lease_options_default();
     graft_lease *lease;
     o.project = project;
@@ -169,7 +168,7 @@ int graft_load_adapter(graft *g, const char *project, const char *adapter, bool 
 }
 
 int graft_unload_adapter(graft *g, const char *project, const char *adapter, uint64_t *freed, uint64_t *pending, graft_error *err) {
-    NEEDS(g, "an instance")
+    GR_NEEDS(g, "an instance")
     char p[GRAFT_NAME_SIZE], a[GRAFT_NAME_SIZE];
     uint64_t now, later;
     int rc = gr_api_resolve(g, project, adapter, p, a, err);
@@ -184,14 +183,14 @@ int graft_unload_adapter(graft *g, const char *project, const char *adapter, uin
 }
 
 int graft_pin_adapter(graft *g, const char *project, const char *adapter, bool pinned, graft_error *err) {
-    NEEDS(g, "an instance")
+    GR_NEEDS(g, "an instance")
     char p[GRAFT_NAME_SIZE], a[GRAFT_NAME_SIZE];
     int rc = gr_api_resolve(g, project, adapter, p, a, err);
     return rc ? rc : gr_registry_adapter_pin(g->registry, p, a, pinned, err); /* which tells the loader */
 }
 
 int graft_switch_project(graft *g, const char *project, const char *adapter, graft_error *err) {
-    NEEDS(g, "an instance")
+    GR_NEEDS(g, "an instance")
     char p[GRAFT_NAME_SIZE], a[GRAFT_NAME_SIZE];
     int rc = gr_api_resolve(g, project, adapter, p, a, err);
     rc = rc ? rc : graft_load_adapter(g, p, a, false, err);
@@ -205,7 +204,7 @@ int graft_switch_project(graft *g, const char *project, const char *adapter, gra
 }
 
 int graft_current_project(graft *g, char project[GRAFT_NAME_SIZE], char adapter[GRAFT_NAME_SIZE], graft_error *err) {
-    NEEDS(g && project && adapter, "an instance, and somewhere to put both names")
+    GR_NEEDS(g && project && adapter, "an instance, and somewhere to put both names")
     char p[GRAFT_NAME_SIZE], a[GRAFT_NAME_SIZE];
     if (take_current(g, NULL, p, a, NULL)) {
         return gr_fail(err, GRAFT_E_NOT_FOUND, "there is no current project");
@@ -230,7 +229,7 @@ static int by_name(const void *a, const void *b) {
 }
 
 int graft_loaded_adapters(graft_loaded_list **out, graft *g, graft_error *err) {
-    NEEDS(out && g, "somewhere to put the list, and an instance")
+    GR_NEEDS(out && g, "somewhere to put the list, and an instance")
     loaded_list *l = gr_zalloc(sizeof *l);
     size_t n = 0;
     if (!l) {

@@ -81,7 +81,7 @@ int graft_prefetch_start(graft_prefetch **out, graft *g, const char *project, co
         .project = names[0],
         .adapter = names[1],
         .fallback = GRAFT_FALLBACK_ERROR,
-        .deadline_us = g->adapter_wait_ms ? gr_now_us() + 1000 * (int64_t)g->adapter_wait_ms : 0,
+        .deadline_us = gr_api_deadline(g, -1),
     };
     *out = p; /* before the callback, which may come at once */
     gr_loader_lease_async(g->loader, &request, arrived, p);

@@ -1,11 +1,7 @@
 /* The registry's part of graft.h: arguments are checked here, the work is in src/registry. */
-#include "base/error.h"
-#include "registry/registry.h"
+#include "api.h"
 
-#define NEEDS(condition, what)                                                \
-    if (!(condition)) {                                                       \
-        return gr_fail(err, GRAFT_E_BAD_REQUEST, "%s needs " what, __func__); \
-    }
+#include "registry/registry.h"
 
 graft_registry_options graft_registry_options_default(void) {
     return (graft_registry_options){
@@ -31,19 +27,19 @@ static int check_options(const graft_registry_options *o, graft_error *err) {
 }
 
 int graft_registry_open(graft_registry **out, const graft_registry_options *o, graft_error *err) {
-    NEEDS(out && o, "somewhere to put the handle, and options")
+    GR_NEEDS(out && o, "somewhere to put the handle, and options")
     int rc = check_options(o, err);
     return rc ? rc : gr_registry_open(out, o, err);
 }
 
 int graft_registry_examine(graft_registry_condition *out, const graft_registry_options *o, graft_error *err) {
-    NEEDS(out && o, "somewhere to put what it finds, and options")
+    GR_NEEDS(out && o, "somewhere to put what it finds, and options")
     int rc = check_options(o, err);
     return rc ? rc : gr_registry_examine(out, o, err);
 }
 
 int graft_registry_recover(graft_registry_condition *out, const graft_registry_options *o, graft_error *err) {
-    NEEDS(out && o, "somewhere to put what it did, and options")
+    GR_NEEDS(out && o, "somewhere to put what it did, and options")
     int rc = check_options(o, err);
     return rc ? rc : gr_registry_recover(out, o, err);
 }
@@ -53,24 +49,24 @@ void graft_registry_close(graft_registry *r) {
 }
 
 int graft_registry_project_add(graft_registry *r, const char *project, graft_error *err) {
-    NEEDS(r, "a registry")
+    GR_NEEDS(r, "a registry")
     return gr_registry_project_add(r, project, err);
 }
 
 int graft_registry_project_rename(graft_registry *r, const char *from, const char *to, graft_error *err) {
-    NEEDS(r, "a registry")
+    GR_NEEDS(r, "a registry")
     return gr_registry_project_rename(r, from, to, err);
 }
 
 int graft_registry_project_remove(graft_registry *r, const char *project, graft_error *err) {
-    NEEDS(r, "a registry")
+    GR_NEEDS(r, "a registry")
     return gr_registry_project_remove(r, project, err);
 }
 
 int graft_registry_adapter_add(graft_registry *r, const char *project, const char *adapter, const char *path, unsigned flags,
                                graft_error *err) {
     const unsigned known = GRAFT_ADD_PROJECT | GRAFT_ADD_NEW_PROJECT | GRAFT_ADD_REPLACE;
-    NEEDS(r && path, "a registry and a path")
+    GR_NEEDS(r && path, "a registry and a path")
     if (flags & ~known) {
         return gr_fail(err, GRAFT_E_BAD_REQUEST, "flags: 0x%x holds bits that have no meaning", flags);
     }
@@ -78,40 +74,40 @@ int graft_registry_adapter_add(graft_registry *r, const char *project, const cha
 }
 
 int graft_registry_adapter_remove(graft_registry *r, const char *project, const char *adapter, graft_error *err) {
-    NEEDS(r, "a registry")
+    GR_NEEDS(r, "a registry")
     return gr_registry_adapter_remove(r, project, adapter, err);
 }
 
 int graft_registry_adapter_pin(graft_registry *r, const char *project, const char *adapter, bool pinned, graft_error *err) {
-    NEEDS(r, "a registry")
+    GR_NEEDS(r, "a registry")
     return gr_registry_adapter_pin(r, project, adapter, pinned, err);
 }
 
 int graft_registry_adapter_reload(graft_registry *r, const char *project, const char *adapter, bool *changed, graft_error *err) {
-    NEEDS(r, "a registry")
+    GR_NEEDS(r, "a registry")
     return gr_registry_adapter_reload(r, project, adapter, changed, err);
 }
 
 int graft_registry_adapter_list(graft_registered_list **out, graft_registry *r, const char *project, const char *adapter,
                                 graft_error *err) {
-    NEEDS(out && r, "somewhere to put the list, and a registry")
+    GR_NEEDS(out && r, "somewhere to put the list, and a registry")
     return gr_registry_adapter_list(out, r, project, adapter, err);
 }
 
 int graft_registry_project_list(graft_project_list **out, graft_registry *r, const char *project, graft_error *err) {
-    NEEDS(out && r, "somewhere to put the list, and a registry")
+    GR_NEEDS(out && r, "somewhere to put the list, and a registry")
     return gr_registry_project_list(out, r, project, err);
 }
 
 int graft_registry_event_list(graft_event_list **out, graft_registry *r, const char *project, const char *adapter, size_t most,
                               graft_error *err) {
-    NEEDS(out && r, "somewhere to put the list, and a registry")
+    GR_NEEDS(out && r, "somewhere to put the list, and a registry")
     return gr_registry_event_list(out, r, project, adapter, most, err);
 }
 
 int graft_registry_scan(graft_registry *r, const char *path, graft_scan_fn fn, void *user, graft_scan_summary *out,
                         graft_error *err) {
     const gr_scan_limits limits = {GRAFT_SCAN_ENTRIES, GRAFT_SCAN_DEPTH};
-    NEEDS(r && path, "a registry and a path")
+    GR_NEEDS(r && path, "a registry and a path")
     return gr_registry_scan(r, path, &limits, fn, user, out, err);
 }

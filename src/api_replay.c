@@ -7,18 +7,9 @@
 
 enum { MAX_OBJECTS = 10000000, MAX_SKEW = 10 };
 
-static const struct {
-    const char *name;
-    gr_workload_kind kind;
-} workloads[GRAFT_WORKLOADS] = {
-    [GRAFT_WORKLOAD_ZIPF] = {"zipf", GR_WORKLOAD_ZIPF},
-    [GRAFT_WORKLOAD_SCAN] = {"scan", GR_WORKLOAD_SCAN},
-    [GRAFT_WORKLOAD_LOOP] = {"loop", GR_WORKLOAD_LOOP},
-    [GRAFT_WORKLOAD_SHIFT] = {"shift", GR_WORKLOAD_SHIFT},
-};
-
 const char *graft_workload_name(graft_workload_kind kind) {
-    return (size_t)kind < GRAFT_WORKLOADS ? workloads[kind].name : NULL;
+    static const char *const names[GRAFT_WORKLOADS] = {"zipf", "scan", "loop", "shift"};
+    return (size_t)kind < GRAFT_WORKLOADS ? names[kind] : NULL;
 }
 
 graft_replay_options graft_replay_options_default(void) {
@@ -73,7 +64,7 @@ int graft_workload_make(graft_trace_request *trace, size_t n, const graft_worklo
         return gr_fail(err, GRAFT_E_BAD_REQUEST, "workload: kind %d, %zu objects (1 to %d), skew %g (0 to %d)", (int)w->kind, w->objects,
                        (int)MAX_OBJECTS, w->skew, (int)MAX_SKEW);
     }
-    const gr_workload made = {.kind = workloads[w->kind].kind, .objects = w->objects, .skew = w->skew, .equal_sizes = w->equal_sizes,
+    const gr_workload made = {.kind = w->kind, .objects = w->objects, .skew = w->skew, .equal_sizes = w->equal_sizes,
                               .seed = w->seed};
     return gr_workload_make(trace, n, &made, err);
 }

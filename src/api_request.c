@@ -185,7 +185,7 @@ int gr_api_take_patience(const graft *g, graft_fallback fallback, int wait_ms, g
     int rc = check_range("fallback", (double)fallback, GRAFT_FALLBACK_DEFAULT, GRAFT_FALLBACK_ERROR, err);
     rc = rc ? rc : check_range("adapter_wait_ms", wait_ms, -1, GR_MAX_WAIT_MS, err);
     if (!rc && spec->wants) {
-        spec->wants->fallback = fallback == GRAFT_FALLBACK_DEFAULT ? g->fallback : fallback;
+        spec->wants->fallback = gr_api_fallback(g, fallback);
         spec->wants->wait_us = 1000 * (int64_t)(wait_ms < 0 ? g->adapter_wait_ms : wait_ms);
     }
     return rc;
@@ -430,34 +430,14 @@ static int run_score(graft_job **out, graft *g, const graft_score_request *r, gr
     gr_job_spec spec = {.kind = GR_JOB_SCORE, .max_tokens = 1, .on_logits = r->on_logits, .user = r->user};
     int rc = check_size(r->size, sizeof *r, err);
     rc = rc ? rc : gr_api_take_adapters(g, r->adapters, r->n_adapters, &spec, err);
-    if (spec.wants) { /* a measurement of another model than the one that was asked for is worth nothing */
-        spec.wants->fallback = GRAFT_FALLBACK_ERROR;
-        spec.wants->wait_us = 1000 * (int64_t)g->adapter_wait_ms;
-    }
+    /* A measurement of another model than the one that was asked for is worth nothing. */
+    rc = rc ? rc : gr_api_take_patience(g, GRAFT_FALLBACK_ERROR, -1, &spec, err);
     rc = rc ? rc : gr_api_take_whole_text(g, r->text, r->tokens, r->n_tokens, &spec, err);
     if (rc) {
         gr_job_spec_finish(&spec);
         return rc;
     }
-    graft_job *job;
-    rc = gr_job_create(&job, g->engine, &spec, err);
-    if (rc) {
-        return rc;
-    }
-    rc = gr_engine_submit(g->engine, &job, 1, err);
-    if (!rc) {
-        const graft_result *result = graft_job_wait(job);
-        rc = result->error.code;
-        if (rc && err) {
-            *err = result->error;
-        }
-    }
-    if (rc) {
-        graft_job_free(job);
-        return rc;
-    }
-    *out = job;
-    return 0;
+    return gr_job_run(out, g->engine, &spec, err);
 }
 
 static int list_pieces(score_result *s, const graft *g, graft_error *err) {

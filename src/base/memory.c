@@ -64,18 +64,6 @@ void *gr_alloc_aligned(size_t size) {
     return allocate(size, 64);
 }
 
-void *gr_zalloc(size_t size) {
-    void *block = allocate(size, 16);
-    return block ? memset(block, 0, size) : NULL;
-}
-
-void *gr_calloc(size_t count, size_t size) {
-    if (size != 0 && count > SIZE_MAX / size) {
-        return NULL;
-    }
-    return gr_zalloc(count * size);
-}
-
 void *gr_realloc(void *block, size_t size) {
     void *grown = gr_alloc(size);
     if (grown && block) {
@@ -93,19 +81,6 @@ void gr_free(void *block) {
         atomic_fetch_sub_explicit(&blocks_held, 1, memory_order_relaxed);
         free((char *)block - h->back);
     }
-}
-
-char *gr_strndup(const char *s, size_t length) {
-    char *copy = length < SIZE_MAX ? gr_alloc(length + 1) : NULL;
-    if (copy) {
-        memcpy(copy, s, length);
-        copy[length] = '\0';
-    }
-    return copy;
-}
-
-char *gr_strdup(const char *s) {
-    return s ? gr_strndup(s, strlen(s)) : NULL;
 }
 
 uint64_t gr_memory_bytes(void) {

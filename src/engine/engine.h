@@ -71,6 +71,8 @@ typedef struct gr_job_spec {
 
 /* Takes over everything in *spec in any case (frees it on failure). Errors: BAD_GRAMMAR, OUT_OF_MEMORY. */
 int gr_job_create(graft_job **out, gr_engine *e, gr_job_spec *spec, graft_error *err);
+/* The same, submitted and waited for. Errors: those, gr_engine_submit's, and what the job ended with. *out: graft_job_free. */
+int gr_job_run(graft_job **out, gr_engine *e, gr_job_spec *spec, graft_error *err);
 void gr_job_spec_finish(gr_job_spec *spec);
 
 /* At most this many jobs wait for a slot. */

@@ -145,6 +145,28 @@ int gr_job_create(graft_job **out, gr_engine *e, gr_job_spec *spec, graft_error 
     return 0;
 }
 
+int gr_job_run(graft_job **out, gr_engine *e, gr_job_spec *spec, graft_error *err) {
+    graft_job *job;
+    int rc = gr_job_create(&job, e, spec, err);
+    if (rc) {
+        return rc;
+    }
+    rc = gr_engine_submit(e, &job, 1, err);
+    if (!rc) {
+        const graft_result *result = graft_job_wait(job);
+        rc = result->error.code;
+        if (rc && err) {
+            *err = result->error;
+        }
+    }
+    if (rc) {
+        graft_job_free(job);
+        return rc;
+    }
+    *out = job;
+    return 0;
+}
+
 const float *gr_job_logprobs(const graft_job *job) {
     return job->logprobs;
 }

@@ -70,19 +70,10 @@ static int evaluate(const gr_probe *p, gr_adapter *a, float *out, graft_error *e
     if (a) {
         gr_adapter_set_add(&spec.adapters, a, 1);
     }
-    int rc = gr_job_create(&job, p->engine, &spec, err);
-    if (rc) {
-        return rc;
-    }
-    rc = gr_engine_submit(p->engine, &job, 1, err);
+    int rc = gr_job_run(&job, p->engine, &spec, err);
     if (!rc) {
-        const graft_result *r = graft_job_wait(job);
-        rc = r->error.code;
-        if (rc && err) {
-            *err = r->error;
-        }
+        graft_job_free(job);
     }
-    graft_job_free(job);
     return rc;
 }
 

@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "base/mix.h"
 
 typedef struct part {
     struct gr_supply *supply;
@@ -25,16 +26,13 @@ struct gr_supply {
     graft_error error;
 };
 
-/* FNV-1a over all names and what is between them. */
+/* Over all names and what is between them. */
 static uint64_t key_of(const gr_wants *wants) {
-    uint64_t h = UINT64_C(14695981039346656037);
+    uint64_t h = GR_HASH_BEGIN;
     for (int i = 0; i < wants->n; i++) {
         const char *names[] = {wants->items[i].project, wants->items[i].adapter};
         for (int k = 0; k < 2; k++) {
-            for (const char *s = names[k]; *s; s++) {
-                h = (h ^ (unsigned char)*s) * UINT64_C(1099511628211);
-            }
-            h = (h ^ '/') * UINT64_C(1099511628211);
+            h = gr_hash_text(gr_hash_text(h, names[k]), "/");
         }
     }
     return h;

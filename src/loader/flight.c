@@ -8,6 +8,7 @@
 #include "loader_state.h"
 
 #include "base/clock.h"
+#include "base/mix.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -188,11 +189,9 @@ static bool failed_before(gr_loader *l, gr_version *v, graft_error *err) {
 }
 
 static int find(gr_loader *l, const char *key, gr_catalog_entry *entry, graft_error *err) {
-    char project[GR_KEY_SIZE];
-    snprintf(project, sizeof project, "%s", key);
-    char *slash = strchr(project, '/');
-    *slash = '\0';
-    return l->o.catalog.find(l->o.catalog.self, project, slash + 1, true, entry, err);
+    char project[GR_NAME_MAX + 1], adapter[GR_NAME_MAX + 1];
+    gr_split_key(project, adapter, key);
+    return l->o.catalog.find(l->o.catalog.self, project, adapter, true, entry, err);
 }
 
 /* Where the files are. Until v->path is set others may join and raise v->revision: then the catalogue is asked again. */
@@ -231,13 +230,6 @@ static int look_up(gr_loader *l, gr_version *v, graft_error *err) {
 
 typedef enum gr_step { STEP_GO, STEP_PARKED, STEP_FAILED } gr_step;
 
-static void say_evicted(gr_loader *l, const gr_version *evicted) {
-    for (const gr_version *e = evicted; e; e = e->queue_next) {
-        gr_loader_say(l, GRAFT_LOG_INFO, e->slot->key, e->loaded.generation, 0, "evicted, %" PRIu64 " bytes", e->loaded.bytes);
-        gr_record(l, GR_EVENT_EVICTED, e->slot->key, e->revision, &e->loaded, 0, NULL);
-    }
-}
-
 /* Reserves `bytes`, evicting as needed. */
 static gr_step find_room(gr_loader *l, gr_version *v, uint64_t bytes, graft_error *err) {
     for (;;) {
@@ -266,7 +258,7 @@ static gr_step find_room(gr_loader *l, gr_version *v, uint64_t bytes, graft_erro
         uint64_t capacity = gr_budget_capacity(budget), free_now = gr_budget_free(budget);
         gr_mutex_unlock(&l->mutex);
         gr_call_back(impatient); /* from here on v is another thread's, if it was parked */
-        say_evicted(l, evicted);
+        gr_say_evicted(l, evicted);
         bool again = evicted != NULL && room == GR_ROOM_WAIT;
         gr_bury(l, evicted);
         if (again) {
@@ -300,7 +292,7 @@ static int settle_bytes(gr_loader *l, gr_version *v, const gr_loaded *loaded, gr
             gr_table_evicted(&l->table, GR_VERSION_OF(victim), &evicted);
         }
         gr_mutex_unlock(&l->mutex);
-        say_evicted(l, evicted);
+        gr_say_evicted(l, evicted);
         gr_bury(l, evicted);
         if (fits || !evicted) {
             return fits ? 0
@@ -427,7 +419,8 @@ static void landed(gr_loader *l, gr_version *v, const gr_loaded *loaded, double 
                   loaded->no_effect ? GRAFT_E_NO_EFFECT : 0, "loaded, %" PRIu64 " bytes in %.1f ms%s", loaded->bytes, ms,
                   loaded->no_effect ? "; it has no effect" : "");
     bool news = begin_landing(l, v);
-    gr_record_loaded(l, v->slot->key, v->revision, loaded, ms, !news); /* since v->path is set nobody changes the revision */
+    /* Since v->path is set nobody changes the revision. */
+    gr_tell(l, v->slot->key, (gr_event){.kind = GR_EVENT_LOADED, .revision = v->revision, .ms = ms, .stale = !news}, loaded, NULL);
     gr_mutex_lock(&l->mutex);
     gr_histogram_add(&l->table.metrics.load_us, (int64_t)(ms * 1000));
     v->slot->landing = false;
@@ -444,14 +437,6 @@ static void landed(gr_loader *l, gr_version *v, const gr_loaded *loaded, double 
 
 /* ---- trying again --------------------------------------------------------------------------------------- */
 
-/* splitmix64: only for spreading retries. */
-static uint64_t next_random(gr_loader *l) {
-    uint64_t z = (l->random += UINT64_C(0x9e3779b97f4a7c15));
-    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return z ^ (z >> 31);
-}
-
 /* Doubles with each attempt, up to the longest, and up to half as much again so that flights do not come back together. */
 static int64_t pause_after(gr_loader *l, int attempts) {
     int64_t pause = l->o.retry_base_us;
@@ -459,7 +444,7 @@ static int64_t pause_after(gr_loader *l, int attempts) {
         pause *= 2;
     }
     pause = pause < LONGEST_PAUSE_US ? pause : LONGEST_PAUSE_US;
-    return pause + (int64_t)(next_random(l) % (uint64_t)(pause / 2 + 1));
+    return pause + (int64_t)(gr_mix_next(&l->random) % (uint64_t)(pause / 2 + 1));
 }
 
 /* Lets the flight rest until its next attempt, holding nothing; from then on v is another thread's. False, and nothing happens,

@@ -345,15 +345,9 @@ gr_lease *gr_lease_copy(const gr_lease *lease) {
 }
 
 void gr_lease_used(const gr_lease *lease, uint64_t tokens, double ms) {
-    gr_loader *l = lease->loader;
-    if (lease->version && l->o.catalog.record) {
-        char key[GR_KEY_SIZE];
-        snprintf(key, sizeof key, "%s", lease->version->slot->key);
-        char *slash = strchr(key, '/');
-        *slash = '\0';
-        gr_event event = {.kind = GR_EVENT_USED, .project = key, .adapter = slash + 1, .tokens = tokens, .ms = ms,
-                          .generation = lease->version->loaded.generation};
-        l->o.catalog.record(l->o.catalog.self, &event);
+    const gr_version *v = lease->version;
+    if (v) {
+        gr_tell(lease->loader, v->slot->key, (gr_event){.kind = GR_EVENT_USED, .tokens = tokens, .ms = ms}, &v->loaded, NULL);
     }
 }
 

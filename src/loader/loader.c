@@ -10,7 +10,7 @@
 
 /* ---- what the other files share --------------------------------------------------------------------------- */
 
-static void split_key(char project[GR_NAME_MAX + 1], char adapter[GR_NAME_MAX + 1], const char *key) {
+void gr_split_key(char project[GR_NAME_MAX + 1], char adapter[GR_NAME_MAX + 1], const char *key) {
     const char *slash = strchr(key, '/');
     snprintf(project, GR_NAME_MAX + 1, "%.*s", (int)(slash - key), key);
     snprintf(adapter, GR_NAME_MAX + 1, "%s", slash + 1);
@@ -34,12 +34,12 @@ void gr_bury(gr_loader *l, gr_version *dead) {
     }
 }
 
-static void tell(gr_loader *l, const char *key, gr_event event, const gr_loaded *loaded, const graft_error *err) {
+void gr_tell(gr_loader *l, const char *key, gr_event event, const gr_loaded *loaded, const graft_error *err) {
     if (!l->o.catalog.record) {
         return;
     }
     char project[GR_NAME_MAX + 1], adapter[GR_NAME_MAX + 1];
-    split_key(project, adapter, key);
+    gr_split_key(project, adapter, key);
     event.project = project;
     event.adapter = adapter;
     event.generation = "";
@@ -58,11 +58,7 @@ static void tell(gr_loader *l, const char *key, gr_event event, const gr_loaded 
 
 void gr_record(gr_loader *l, gr_event_kind kind, const char *key, uint64_t revision, const gr_loaded *loaded, double ms,
                const graft_error *err) {
-    tell(l, key, (gr_event){.kind = kind, .revision = revision, .ms = ms}, loaded, err);
-}
-
-void gr_record_loaded(gr_loader *l, const char *key, uint64_t revision, const gr_loaded *loaded, double ms, bool stale) {
-    tell(l, key, (gr_event){.kind = GR_EVENT_LOADED, .revision = revision, .ms = ms, .stale = stale}, loaded, NULL);
+    gr_tell(l, key, (gr_event){.kind = kind, .revision = revision, .ms = ms}, loaded, err);
 }
 
 void gr_loader_say(gr_loader *l, graft_log_level level, const char *key, const char *generation, int code, const char *format, ...) {
@@ -70,13 +66,20 @@ void gr_loader_say(gr_loader *l, graft_log_level level, const char *key, const c
         return;
     }
     char project[GR_NAME_MAX + 1], adapter[GR_NAME_MAX + 1], text[600];
-    split_key(project, adapter, key);
+    gr_split_key(project, adapter, key);
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     const graft_log_entry about = {.level = level, .project = project, .adapter = adapter, .generation = generation, .code = code};
     gr_log_about(l->o.log, &about, "adapter %s: %s", key, text);
+}
+
+void gr_say_evicted(gr_loader *l, const gr_version *evicted) {
+    for (const gr_version *e = evicted; e; e = e->queue_next) {
+        gr_loader_say(l, GRAFT_LOG_INFO, e->slot->key, e->loaded.generation, 0, "evicted, %" PRIu64 " bytes", e->loaded.bytes);
+        gr_record(l, GR_EVENT_EVICTED, e->slot->key, e->revision, &e->loaded, 0, NULL);
+    }
 }
 
 void gr_record_fallback(gr_loader *l, const char *key, const graft_error *why) {
@@ -148,8 +151,7 @@ uint64_t gr_loader_relieve(gr_loader *l, uint64_t bytes) {
         if (!victim) {
             break;
         }
-        gr_loader_say(l, GRAFT_LOG_INFO, dead->slot->key, dead->loaded.generation, 0, "evicted, %" PRIu64 " bytes", dead->loaded.bytes);
-        gr_record(l, GR_EVENT_EVICTED, dead->slot->key, dead->revision, &dead->loaded, 0, NULL);
+        gr_say_evicted(l, dead);
         gr_bury(l, dead);
     }
     return freed;
@@ -176,7 +178,7 @@ int gr_loader_charge(gr_loader *l, uint64_t bytes, graft_error *err) {
         bool fits = bytes <= free_now;
         b->fixed += fits ? bytes : 0;
         bool freeing = is_freeing(l) && !l->stop;
-        bool helps = bytes <= free_now + (b->resident - l->table.held_bytes);
+        bool helps = gr_table_eviction_helps(&l->table, bytes);
         gr_mutex_unlock(&l->mutex);
         if (fits) {
             return 0;
@@ -217,7 +219,7 @@ int gr_loader_list(gr_loader *l, gr_loaded_info **out, size_t *n, graft_error *e
     gr_mutex_lock(&l->mutex);
     for (const gr_version *v = l->table.versions; v && filled < room; v = v->next) {
         gr_loaded_info *i = &list[filled++];
-        split_key(i->project, i->adapter, v->slot->key);
+        gr_split_key(i->project, i->adapter, v->slot->key);
         memcpy(i->generation, v->loaded.generation, sizeof i->generation);
         i->state = gr_state_name(v->state);
         i->bytes = v->state == GR_LOADING ? v->reserved : v->loaded.bytes;

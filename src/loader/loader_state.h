@@ -67,11 +67,16 @@ void gr_late(const gr_version *v, graft_error *err);
 void gr_bury(gr_loader *l, gr_version *dead);
 /* Calls back those who waited without blocking (a list by `next`), and frees what they waited with. */
 void gr_call_back(gr_waiter *waiters);
-/* What happened to a name, for the catalogue. */
+/* A key's two names. */
+void gr_split_key(char project[GR_NAME_MAX + 1], char adapter[GR_NAME_MAX + 1], const char *key);
+/* Tells the catalogue that something happened to a name: `event`, completed by the names, by what is loaded (NULL: nothing) and
+ * by the error (NULL: none). */
+void gr_tell(gr_loader *l, const char *key, gr_event event, const gr_loaded *loaded, const graft_error *err);
+/* The usual form of it. */
 void gr_record(gr_loader *l, gr_event_kind kind, const char *key, uint64_t revision, const gr_loaded *loaded, double ms,
                const graft_error *err);
-/* `stale`: the registry is not to take over the generation. */
-void gr_record_loaded(gr_loader *l, const char *key, uint64_t revision, const gr_loaded *loaded, double ms, bool stale);
+/* The same for versions that were evicted, a list by queue_next, and the log. */
+void gr_say_evicted(gr_loader *l, const gr_version *evicted);
 void gr_record_fallback(gr_loader *l, const char *key, const graft_error *why);
 /* A log line about a name. */
 void gr_loader_say(gr_loader *l, graft_log_level level, const char *key, const char *generation, int code, const char *format, ...)

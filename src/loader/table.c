@@ -1,5 +1,7 @@
 #include "table.h"
 
+#include "base/mix.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -40,15 +42,6 @@ gr_slot *gr_table_slot(gr_table *t, const char *project, const char *adapter) {
     return slot;
 }
 
-/* FNV-1a: the policy's identity of a name, which outlives versions. */
-static uint64_t hash_key(const char *s) {
-    uint64_t h = UINT64_C(14695981039346656037);
-    for (; *s; s++) {
-        h = (h ^ (unsigned char)*s) * UINT64_C(1099511628211);
-    }
-    return h;
-}
-
 static void link_version(gr_table *t, gr_version *v) {
     v->prev = NULL;
     v->next = t->versions;
@@ -80,7 +73,7 @@ gr_version *gr_table_begin(gr_table *t, gr_slot *slot, uint64_t revision) {
     v->state = GR_LOADING;
     v->serial = ++t->next_serial;
     v->revision = revision;
-    v->policy.key = hash_key(slot->key);
+    v->policy.key = gr_hash_text(GR_HASH_BEGIN, slot->key); /* outlives versions */
     link_version(t, v);
     slot->flight = v;
     t->n_loading++;
@@ -134,8 +127,7 @@ static bool over_count(const gr_table *t) {
     return t->max_adapters > 0 && t->n_resident + t->n_reserved >= (uint64_t)t->max_adapters;
 }
 
-/* Whether evicting all that nobody holds would make `bytes` free. Else nothing need go. */
-static bool eviction_helps(const gr_table *t, uint64_t bytes) {
+bool gr_table_eviction_helps(const gr_table *t, uint64_t bytes) {
     return bytes <= gr_budget_free(&t->budget) + (t->budget.resident - t->held_bytes);
 }
 
@@ -161,7 +153,7 @@ gr_room gr_table_make_room(gr_table *t, gr_version *v, uint64_t bytes, gr_versio
     }
     /* What is evicted here keeps its bytes until it is freed; count them as good as free to know when to stop. */
     uint64_t coming = 0;
-    bool helps = eviction_helps(t, bytes);
+    bool helps = gr_table_eviction_helps(t, bytes);
     while (helps && (over_count(t) || gr_budget_free(&t->budget) + coming < bytes)) {
         gr_policy_entry *victim = gr_policy_evict(t->policy, bytes);
         if (!victim) {

@@ -133,6 +133,8 @@ typedef enum gr_room { GR_ROOM_MADE, GR_ROOM_WAIT, GR_ROOM_NONE, GR_ROOM_NEVER }
  */
 gr_room gr_table_make_room(gr_table *t, gr_version *v, uint64_t bytes, gr_version **evicted);
 
+/* Whether evicting all that nobody holds would make `bytes` free. Else nothing need go. */
+bool gr_table_eviction_helps(const gr_table *t, uint64_t bytes);
 /* Gives back what a loading version has reserved. */
 void gr_table_unreserve(gr_table *t, gr_version *v);
 /* A loading version needs more than it has reserved: the rest, if it is free. */

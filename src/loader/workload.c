@@ -2,29 +2,22 @@
 #include "workload.h"
 
 #include "base/memory.h"
+#include "base/mix.h"
 
 #include <math.h>
 
 #define EPOCH 20 /* requests for each object between scans or shifts */
 
-/* splitmix64 */
-static uint64_t next_random(uint64_t *state) {
-    uint64_t x = *state += UINT64_C(0x9e3779b97f4a7c15);
-    x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
-    return x ^ x >> 31;
-}
-
 /* [0, 1) */
 static double next_fraction(uint64_t *state) {
-    return (double)(next_random(state) >> 11) * 0x1p-53;
+    return (double)(gr_mix_next(state) >> 11) * 0x1p-53;
 }
 
 /* Adapters of ranks 4 to 64 on more or fewer modules, from disks that are sometimes cached and sometimes not. */
 static void make_object(gr_request *r, uint64_t key, bool equal, uint64_t *random) {
     *r = (gr_request){.key = key, .bytes = 1 << 20, .cost = 1};
     if (!equal) {
-        r->bytes = UINT64_C(2000000) << next_random(random) % 5;
+        r->bytes = UINT64_C(2000000) << gr_mix_next(random) % 5;
         r->bytes += (uint64_t)((double)r->bytes * 3 * next_fraction(random));
         r->cost = 0.010 + (double)r->bytes / 1e9 * (0.5 + next_fraction(random));
     }
@@ -63,10 +56,10 @@ static size_t pick_scan(const double *cumulative, size_t n, size_t at, uint64_t 
 
 static size_t pick_shift(size_t n, size_t at, uint64_t *random) {
     size_t hot = n < 10 ? 1 : n / 10, shift = at / (EPOCH * n) * hot;
-    if (next_random(random) % 10 == 0) {
-        return next_random(random) % n;
+    if (gr_mix_next(random) % 10 == 0) {
+        return gr_mix_next(random) % n;
     }
-    return (shift + next_random(random) % hot) % n;
+    return (shift + gr_mix_next(random) % hot) % n;
 }
 
 int gr_workload_make(gr_request *trace, size_t n, const gr_workload *w, graft_error *err) {
@@ -86,9 +79,9 @@ int gr_workload_make(gr_request *trace, size_t n, const gr_workload *w, graft_er
     }
     make_cumulative(cumulative, w->objects, w->skew);
     for (size_t at = 0; at < n; at++) {
-        size_t i = w->kind == GR_WORKLOAD_ZIPF    ? pick_zipf(cumulative, w->objects, &random)
-                   : w->kind == GR_WORKLOAD_SCAN  ? pick_scan(cumulative, w->objects, at, &random)
-                   : w->kind == GR_WORKLOAD_SHIFT ? pick_shift(w->objects, at, &random)
+        size_t i = w->kind == GRAFT_WORKLOAD_ZIPF    ? pick_zipf(cumulative, w->objects, &random)
+                   : w->kind == GRAFT_WORKLOAD_SCAN  ? pick_scan(cumulative, w->objects, at, &random)
+                   : w->kind == GRAFT_WORKLOAD_SHIFT ? pick_shift(w->objects, at, &random)
                                                   : at % w->objects;
         trace[at] = objects[i];
     }

@@ -4,15 +4,9 @@
 
 #include "replay.h"
 
-typedef enum gr_workload_kind {
-    GR_WORKLOAD_ZIPF, /* popularity 1 / rank^skew, nothing ever changes */
-    GR_WORKLOAD_SCAN, /* zipf, and after each 20 requests for each object one pass over all objects */
-    GR_WORKLOAD_LOOP, /* all objects in turn: the worst case for lru */
-    GR_WORKLOAD_SHIFT /* 9 of 10 requests go to a tenth of the objects, another tenth every 20 requests for each object */
-} gr_workload_kind;
-
+/* graft.h's kinds. "Now and then" there is: after each 20 requests for each object. */
 typedef struct gr_workload {
-    gr_workload_kind kind;
+    graft_workload_kind kind;
     size_t objects;   /* keys are 1 to objects */
     double skew;      /* zipf, scan: 0 (uniform) and up; what people do lies between 0.6 and 1.2 */
     bool equal_sizes; /* all of 1 MiB and 1 s; otherwise 2 to 128 MB, and 10 ms plus 0.5 to 1.5 s for each GB */

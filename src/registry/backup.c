@@ -18,11 +18,6 @@
 #include <time.h>
 #include <unistd.h>
 
-static const char *beside(char out[PATH_MAX], const char *path, const char *suffix) {
-    snprintf(out, PATH_MAX, "%.*s%s", PATH_MAX - GR_STORE_SUFFIX - 1, path, suffix);
-    return out;
-}
-
 /* ---- making it ------------------------------------------------------------------------------------------ */
 
 /* Whether the copy holds what the index holds: an empty one, however whole, must not displace a good one. */
@@ -46,8 +41,8 @@ static int check_copy(graft_registry *r, const char *path, graft_error *err) {
 
 static int make(graft_registry *r, graft_error *err) {
     char path[PATH_MAX], fresh[PATH_MAX];
-    beside(path, r->store.path, GR_STORE_BACKUP);
-    beside(fresh, r->store.path, GR_STORE_BACKUP "-new");
+    gr_store_beside(path, r->store.path, GR_STORE_BACKUP);
+    gr_store_beside(fresh, r->store.path, GR_STORE_BACKUP "-new");
     int rc = gr_store_still_there(&r->store, err); /* the file that took its place has a backup of its own to come */
     rc = rc ? rc : gr_store_copy(&r->store, fresh, false, err);
     if (rc) {
@@ -109,7 +104,7 @@ static int read_backup(graft_registry_file *out, const char *path, graft_error *
     char backup[PATH_MAX];
     struct stat st;
     bool not_ours;
-    if (lstat(beside(backup, path, GR_STORE_BACKUP), &st) != 0) {
+    if (lstat(gr_store_beside(backup, path, GR_STORE_BACKUP), &st) != 0) {
         return gr_fail(err, GRAFT_E_NOT_FOUND, "there is no backup");
     }
     return read_whole(out, backup, 0, &not_ours, err);
@@ -167,7 +162,7 @@ static int choose_name(char out[GR_STORE_SUFFIX], const char *path, graft_error 
     utc(time, gr_wall_seconds(), true);
     for (int i = 1; i < 10; i++) { /* several in one second: a person would not */
         snprintf(out, GR_STORE_SUFFIX, i > 1 ? ".damaged-%.16s-%d" : ".damaged-%.16s", time, i);
-        if (lstat(beside(full, path, out), &st) != 0) {
+        if (lstat(gr_store_beside(full, path, out), &st) != 0) {
             return 0;
         }
     }
@@ -180,7 +175,7 @@ static int move_aside(const char *path, const char *suffix, graft_error *err) {
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         char from[PATH_MAX], to[PATH_MAX], name[GR_STORE_SUFFIX];
         snprintf(name, sizeof name, "%s%s", suffix, parts[i]);
-        if (rename(beside(from, path, parts[i]), beside(to, path, name)) != 0 && errno != ENOENT) {
+        if (rename(gr_store_beside(from, path, parts[i]), gr_store_beside(to, path, name)) != 0 && errno != ENOENT) {
             return gr_fail(err, GRAFT_E_STORAGE_FULL, "the damaged registry cannot be moved aside: %s", strerror(errno));
         }
     }
@@ -190,7 +185,7 @@ static int move_aside(const char *path, const char *suffix, graft_error *err) {
 static int copy_back(const char *path, const char *fresh, graft_error *err) {
     char backup[PATH_MAX];
     gr_store store;
-    char *name = gr_strdup(beside(backup, path, GR_STORE_BACKUP));
+    char *name = gr_strdup(gr_store_beside(backup, path, GR_STORE_BACKUP));
     if (!name) {
         return gr_fail_memory(err, sizeof backup);
     }
@@ -215,7 +210,7 @@ static int recover(graft_registry_condition *out, const char *path, graft_error 
     }
     rc = read_backup(&out->backup, path, err);
     rc = rc ? rc : choose_name(suffix, path, err);
-    rc = rc ? rc : copy_back(path, beside(fresh, path, ".new"), err);
+    rc = rc ? rc : copy_back(path, gr_store_beside(fresh, path, ".new"), err);
     if (rc) {
         return rc;
     }

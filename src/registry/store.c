@@ -17,7 +17,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { FILE_NAME_ROOM = GR_STORE_SUFFIX /* what is put behind a registry's path */ };
 
 /* What each version's tables are made of: step i leads from version i to i + 1. */
 static const char *const migrations[GR_STORE_VERSION] = {gr_schema_sql};
@@ -202,7 +201,7 @@ int gr_store_resolve(char **out, const char *path, graft_error *err) {
     char folder[PATH_MAX], real[PATH_MAX];
     const char *slash = strrchr(path, '/');
     const char *name = slash ? slash + 1 : path;
-    if (strlen(path) >= sizeof folder - FILE_NAME_ROOM || !*name) {
+    if (strlen(path) >= sizeof folder - GR_STORE_SUFFIX || !*name) {
         return gr_fail(err, GRAFT_E_BAD_REQUEST, "registry %s: not a path of a file", gr_quote(q, path, strlen(path)));
     }
     if (realpath(path, real)) {
@@ -224,8 +223,8 @@ int gr_store_resolve(char **out, const char *path, graft_error *err) {
     return 0;
 }
 
-static const char *beside(char out[PATH_MAX], const gr_store *s, const char *suffix) {
-    snprintf(out, PATH_MAX, "%.*s%s", PATH_MAX - FILE_NAME_ROOM, s->path, suffix);
+const char *gr_store_beside(char *out, const char *path, const char *suffix) {
+    snprintf(out, PATH_MAX, "%.*s%s", PATH_MAX - GR_STORE_SUFFIX, path, suffix);
     return out;
 }
 
@@ -328,7 +327,7 @@ static void remove_unfinished(const gr_store *s) {
                                            GR_STORE_BACKUP "-new-journal"};
     char path[PATH_MAX];
     for (size_t i = 0; i < sizeof suffixes / sizeof *suffixes; i++) {
-        unlink(beside(path, s, suffixes[i]));
+        unlink(gr_store_beside(path, s->path, suffixes[i]));
     }
 }
 
@@ -386,16 +385,16 @@ static int make_new(gr_store *s, const char *path, graft_error *err) {
 static int check_gone(gr_store *s, graft_error *err) {
     char path[PATH_MAX];
     struct stat st;
-    if (stat(beside(path, s, "-wal"), &st) == 0 && st.st_size > 0) {
+    if (stat(gr_store_beside(path, s->path, "-wal"), &st) == 0 && st.st_size > 0) {
         /* SQLite would pour it into the new file. */
         return invalid(s, err, "is gone, but its write-ahead log (-wal) is still there");
     }
-    return lstat(beside(path, s, GR_STORE_BACKUP), &st) == 0 ? invalid(s, err, "is gone, but its backup is still there") : 0;
+    return lstat(gr_store_beside(path, s->path, GR_STORE_BACKUP), &st) == 0 ? invalid(s, err, "is gone, but its backup is still there") : 0;
 }
 
 static int create(gr_store *s, graft_error *err) {
     char path[PATH_MAX];
-    beside(path, s, ".new");
+    gr_store_beside(path, s->path, ".new");
     int rc = make_new(s, path, err);
     if (!rc && rename(path, s->path) != 0) {
         rc = fail_making(s, err);
@@ -451,7 +450,7 @@ static int check_whole(gr_store *s, graft_error *err) {
 static int connect_immutable(gr_store *s, int why, graft_error *err) {
     char path[PATH_MAX], uri[3 * PATH_MAX + 32];
     struct stat st;
-    if (stat(beside(path, s, "-wal"), &st) == 0) {
+    if (stat(gr_store_beside(path, s->path, "-wal"), &st) == 0) {
         return why;
     }
     size_t o = (size_t)snprintf(uri, sizeof uri, "file:");

@@ -18,6 +18,9 @@
 #define GR_STORE_APPLICATION 0x47524654 /* "GRFT", PRAGMA application_id */
 
 #define GR_STORE_BACKUP ".backup"
+/* The file beside a registry's: its path and a suffix, in `out` [PATH_MAX], which is returned. */
+const char *gr_store_beside(char *out, const char *path, const char *suffix);
+
 #define GR_STORE_SUFFIX 40 /* room for what is put behind a registry's path: ".damaged-20260131T120000Z-9-wal" */
 
 typedef struct gr_store {

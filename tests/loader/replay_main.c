@@ -36,7 +36,7 @@ static int make(char **args) {
     if (kind == 4) {
         return usage();
     }
-    w.kind = (gr_workload_kind)kind;
+    w.kind = (graft_workload_kind)kind;
     graft_error err = {0};
     gr_request *trace = gr_calloc(n, sizeof *trace);
     int code = trace ? gr_workload_make(trace, n, &w, &err) : gr_fail_memory(&err, n * sizeof *trace);

@@ -112,7 +112,7 @@ BUGS = [
     ("rest_not_evicted_for", "what takes more than it announced finds only what is free", "flight.c",
      "fits ? NULL : gr_policy_evict(l->table.policy, loaded->bytes - reserved);", "NULL;"),
     ("stale_not_said", "the catalogue takes over the generation of a load that was overtaken", "flight.c",
-     "loaded, ms, !news);", "loaded, ms, ((void)news, false));"),
+     ".stale = !news}", ".stale = ((void)news, false)}"),
     ("landings_cross", "two loads of a name tell the catalogue at the same time", "flight.c", "while (v->slot->landing) {", "while (false) {"),
     ("evict_in_vain", "what nobody holds is evicted though that does not make enough room", "table.c",
      "return bytes <= gr_budget_free(&t->budget) + (t->budget.resident - t->held_bytes);", "return true;"),

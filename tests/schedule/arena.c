@@ -91,15 +91,6 @@ void *gr_alloc_aligned(size_t size) {
     return NULL; /* nothing in the loader asks for it */
 }
 
-void *gr_zalloc(size_t size) {
-    void *block = gr_alloc(size);
-    return block ? memset(block, 0, size) : NULL;
-}
-
-void *gr_calloc(size_t count, size_t size) {
-    return size != 0 && count > SIZE_MAX / size ? NULL : gr_zalloc(count * size);
-}
-
 void *gr_realloc(void *block, size_t size) {
     void *grown = gr_alloc(size);
     if (grown && block) {
@@ -123,19 +114,6 @@ void gr_free(void *block) {
     blocks_held--;
     memset(block, 0xdd, h->size);
     ASAN_POISON_MEMORY_REGION(block, h->size);
-}
-
-char *gr_strndup(const char *s, size_t length) {
-    char *copy = gr_alloc(length + 1);
-    if (copy) {
-        memcpy(copy, s, length);
-        copy[length] = '\0';
-    }
-    return copy;
-}
-
-char *gr_strdup(const char *s) {
-    return s ? gr_strndup(s, strlen(s)) : NULL;
 }
 
 uint64_t gr_memory_bytes(void) {

@@ -32,7 +32,7 @@ static void evictions_are_those_of_libcachesim(void **state) {
     (void)state;
     enum { N = 20000 };
     static gr_request trace[N];
-    const gr_workload w = {.kind = GR_WORKLOAD_ZIPF, .objects = 200, .skew = 0.9, .equal_sizes = true, .seed = 7};
+    const gr_workload w = {.kind = GRAFT_WORKLOAD_ZIPF, .objects = 200, .skew = 0.9, .equal_sizes = true, .seed = 7};
     assert_int_equal(gr_workload_make(trace, N, &w, NULL), 0);
     const struct { const char *policy; uint64_t evictions, digest; } golden[] = {
         {"lru", 9019, UINT64_C(0xc7a0236eceb550c3)},
@@ -101,8 +101,8 @@ static void no_policy_beats_belady_with_equal_sizes(void **state) {
     (void)state;
     enum { N = 30000 };
     static gr_request trace[N];
-    for (int kind = GR_WORKLOAD_ZIPF; kind <= GR_WORKLOAD_SHIFT; kind++) {
-        gr_workload w = {.kind = (gr_workload_kind)kind, .objects = 150, .skew = 0.8, .equal_sizes = true, .seed = 3};
+    for (int kind = GRAFT_WORKLOAD_ZIPF; kind <= GRAFT_WORKLOAD_SHIFT; kind++) {
+        gr_workload w = {.kind = (graft_workload_kind)kind, .objects = 150, .skew = 0.8, .equal_sizes = true, .seed = 3};
         assert_int_equal(gr_workload_make(trace, N, &w, NULL), 0);
         gr_replay_options options = {.capacity = 30 * MIB};
         gr_replay_result best, r;
@@ -124,7 +124,7 @@ static void shares_of_the_number_work_like_shares_of_bytes(void **state) {
     (void)state;
     enum { N = 20000 };
     static gr_request trace[N];
-    const gr_workload w = {.kind = GR_WORKLOAD_ZIPF, .objects = 200, .skew = 0.9, .equal_sizes = true, .seed = 5};
+    const gr_workload w = {.kind = GRAFT_WORKLOAD_ZIPF, .objects = 200, .skew = 0.9, .equal_sizes = true, .seed = 5};
     assert_int_equal(gr_workload_make(trace, N, &w, NULL), 0);
     const size_t places[] = {10, 20, 40, 100};
     for (int policy = 0; policy < GRAFT_POLICIES; policy++) {
@@ -167,7 +167,7 @@ static void replay_survives_lack_of_memory(void **state) {
     (void)state;
     enum { N = 600 };
     static gr_request trace[N];
-    const gr_workload w = {.kind = GR_WORKLOAD_ZIPF, .objects = 60, .skew = 0.5, .seed = 9};
+    const gr_workload w = {.kind = GRAFT_WORKLOAD_ZIPF, .objects = 60, .skew = 0.5, .seed = 9};
     assert_int_equal(gr_workload_make(trace, N, &w, NULL), 0);
     for (int policy = 0; policy <= GRAFT_POLICIES; policy++) {
         uint64_t blocks = gr_memory_blocks();
@@ -191,8 +191,8 @@ static void workloads_are_what_they_say(void **state) {
     (void)state;
     enum { N = 21000 * 4, OBJECTS = 100 };
     static gr_request a[N], b[N];
-    for (int kind = GR_WORKLOAD_ZIPF; kind <= GR_WORKLOAD_SHIFT; kind++) {
-        gr_workload w = {.kind = (gr_workload_kind)kind, .objects = OBJECTS, .skew = 1, .seed = 11};
+    for (int kind = GRAFT_WORKLOAD_ZIPF; kind <= GRAFT_WORKLOAD_SHIFT; kind++) {
+        gr_workload w = {.kind = (graft_workload_kind)kind, .objects = OBJECTS, .skew = 1, .seed = 11};
         size_t times[OBJECTS + 1] = {0};
         uint64_t bytes[OBJECTS + 1] = {0};
         assert_int_equal(gr_workload_make(a, N, &w, NULL), 0);
@@ -206,13 +206,13 @@ static void workloads_are_what_they_say(void **state) {
             bytes[a[i].key] = a[i].bytes;
             times[a[i].key]++;
         }
-        if (kind == GR_WORKLOAD_ZIPF) { /* the share of the first is 1 / (1 + 1/2 + … + 1/100) = 19.3 % */
+        if (kind == GRAFT_WORKLOAD_ZIPF) { /* the share of the first is 1 / (1 + 1/2 + … + 1/100) = 19.3 % */
             assert_in_range(times[1] * 1000 / N, 185, 200);
             assert_in_range(times[1] * 100 / times[2], 185, 215);
             assert_in_range(times[1] * 100 / times[10], 850, 1150);
-        } else if (kind == GR_WORKLOAD_LOOP) {
+        } else if (kind == GRAFT_WORKLOAD_LOOP) {
             assert_true(a[0].key == 1 && a[99].key == 100 && a[100].key == 1);
-        } else if (kind == GR_WORKLOAD_SCAN) {
+        } else if (kind == GRAFT_WORKLOAD_SCAN) {
             assert_true(a[2000].key == 1 && a[2099].key == 100); /* after 20 requests for each */
             assert_true(times[1] > times[100]);
         } else {
