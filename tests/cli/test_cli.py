@@ -7,7 +7,6 @@ model which speaks use GRAFT_TEST_MODEL and are skipped without it. Python's sta
 import json
 import math
 import os
-import pty
 import re
 import shutil
 import signal
@@ -17,6 +16,8 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+
+import command
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/oracle/golden"
@@ -46,24 +47,7 @@ def graft(*args, stdin=None, **env):
 
 def on_terminal(stream, *args, **env):
     """Runs with `stream` ("stdout" or "stderr") as a terminal; returns what was written to it."""
-    master, slave = pty.openpty()
-    other = "stderr" if stream == "stdout" else "stdout"
-    process = subprocess.Popen([GRAFT, *map(str, args)], stdin=subprocess.DEVNULL,
-                               env={**os.environ, "TERM": "xterm", **env},
-                               **{stream: slave, other: subprocess.DEVNULL})
-    os.close(slave)
-    seen = b""
-    while True:
-        try:
-            piece = os.read(master, 4096)
-        except OSError:  # how Linux tells that the last writer is gone
-            break
-        if not piece:
-            break
-        seen += piece
-    os.close(master)
-    assert process.wait(TIMEOUT) == 0, seen
-    return seen
+    return command.on_terminal([GRAFT, *args], stream, {**os.environ, "TERM": "xterm", **env}, TIMEOUT)
 
 
 def lines_of(*objects):
@@ -90,17 +74,7 @@ class Case(unittest.TestCase):
         return found[0]
 
     def bad(self, status, code, *args, **more):
-        """One error line with `code`, nothing on stdout; with --json the same as an object. Returns the message."""
-        done = graft(*args, **more)
-        self.assertEqual(done.returncode, status, (args, done.stderr))
-        self.assertEqual(done.stdout, "")
-        match = re.fullmatch(r"graft: error: ([a-z0-9_]+): (.+)\n", done.stderr)
-        self.assertTrue(match, done.stderr)
-        self.assertEqual(match[1], code, done.stderr)
-        done = graft(*args, "--json", **more)
-        self.assertEqual(done.returncode, status)
-        self.assertEqual(json.loads(done.stdout), {"error": {"code": code, "message": match[2]}})
-        return match[2]
+        return command.refused(self, graft, status, code, args, more)
 
     def file(self, name, text):
         path = self.folder / name

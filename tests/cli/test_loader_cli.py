@@ -7,7 +7,6 @@ what must be so on any machine. Python's standard library only.
 import json
 import os
 import re
-import shutil
 import signal
 import struct
 import subprocess
@@ -16,6 +15,8 @@ import tempfile
 import time
 import unittest
 from pathlib import Path
+
+import command
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/oracle/golden"
@@ -71,11 +72,7 @@ class Case(unittest.TestCase):
         return match[2]
 
     def copy(self, source, name):
-        target = self.folder / name
-        shutil.copytree(source, target)
-        for file in target.iterdir():
-            file.chmod(0o600)
-        return target
+        return command.copy_adapter(source, self.folder / name)
 
     def break_numbers(self, adapter):
         """The last four bytes become a NaN of any type."""

@@ -17,6 +17,8 @@ import time
 import unittest
 from pathlib import Path
 
+import command
+
 ROOT = Path(__file__).resolve().parents[2]
 ADAPTERS = ROOT / "tests/oracle/golden/adapters/llama"
 PLAIN = ADAPTERS / "plain"
@@ -56,25 +58,13 @@ class Case(unittest.TestCase):
         return json.loads(lines[0])
 
     def bad(self, status, code, *args, **env):
-        done = self.graft(*args, **env)
-        self.assertEqual(done.returncode, status, (args, done.stdout, done.stderr))
-        self.assertEqual(done.stdout, "")
-        match = re.fullmatch(r"graft: error: ([a-z0-9_]+): (.+)\n", done.stderr)
-        self.assertTrue(match, done.stderr)
-        self.assertEqual(match[1], code, done.stderr)
-        done = self.graft(*args, "--json", **env)
-        self.assertEqual(json.loads(done.stdout), {"error": {"code": code, "message": match[2]}})
-        return match[2]
+        return command.refused(self, self.graft, status, code, args, env)
 
     def adapter(self, name):
         return self.object("adapter", "show", name)["adapter"]
 
     def copy(self, source, name):
-        target = self.folder / name
-        shutil.copytree(source, target)
-        for file in target.iterdir():
-            file.chmod(0o600)
-        return target
+        return command.copy_adapter(source, self.folder / name)
 
 
 class Usage(Case):

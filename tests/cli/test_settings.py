@@ -7,14 +7,14 @@ Python's standard library only.
 import fcntl
 import json
 import os
-import pty
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import unittest
 from pathlib import Path
+
+import command
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests/oracle/golden"
@@ -77,15 +77,7 @@ class Case(unittest.TestCase):
         return {s["name"]: s for s in json.loads(done.stdout)["settings"]}
 
     def bad(self, code, *args, status=2, **env):
-        """One error line with `code`, the same as JSON. Returns the message."""
-        done = self.graft(*args, **env)
-        self.assertEqual((done.returncode, done.stdout), (status, ""), (args, done.stderr))
-        match = re.fullmatch(r"graft: error: ([a-z0-9_]+): (.+)\n", done.stderr)
-        self.assertTrue(match, done.stderr)
-        self.assertEqual(match[1], code, done.stderr)
-        done = self.graft(*args, "--json", **env)
-        self.assertEqual(json.loads(done.stdout), {"error": {"code": code, "message": match[2]}})
-        return match[2]
+        return command.refused(self, self.graft, status, code, args, env)
 
     def ini(self, text, name="graft.ini"):
         path = self.folder / name
@@ -447,22 +439,7 @@ def table_rows(found):
 
 def terminal_stderr(*args, env):
     """Runs with stderr as a terminal; returns what was written to it."""
-    master, slave = pty.openpty()
-    process = subprocess.Popen([GRAFT, *map(str, args)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=slave,
-                               env={**env, "TERM": "dumb"})
-    os.close(slave)
-    seen = b""
-    while True:
-        try:
-            piece = os.read(master, 4096)
-        except OSError:
-            break
-        if not piece:
-            break
-        seen += piece
-    os.close(master)
-    assert process.wait(TIMEOUT) == 0, seen
-    return seen.decode()
+    return command.on_terminal([GRAFT, *args], "stderr", {**env, "TERM": "dumb"}, TIMEOUT).decode()
 
 
 class Log(Case):
