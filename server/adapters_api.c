@@ -5,6 +5,7 @@
  * acts. A client that leaves meanwhile does not undo what it asked for.
  */
 #define _XOPEN_SOURCE 700 /* realpath */
+#include "auth.h"
 #include "openai_request.h"
 #include "route.h"
 
@@ -436,7 +437,8 @@ static void write_row(srv_writer *w, const graft_registered *a, const graft_load
     srv_close(w, '}');
 }
 
-static void write_adapters(srv_writer *w, const server *s) {
+static void write_adapters(srv_writer *w, const srv_exchange *x) {
+    const server *s = x->s;
     graft_registered_list *all = NULL;
     graft_loaded_list *loaded = NULL;
     if (s->registry) {
@@ -444,19 +446,25 @@ static void write_adapters(srv_writer *w, const server *s) {
         graft_loaded_adapters(&loaded, s->g, NULL);
     }
     for (size_t i = 0; all && i < all->n; i++) {
-        write_row(w, &all->items[i], in_memory(loaded, &all->items[i]), i);
+        if (srv_may(x, all->items[i].project)) {
+            write_row(w, &all->items[i], in_memory(loaded, &all->items[i]), i);
+        }
     }
     graft_registered_list_free(all);
     graft_loaded_list_free(loaded);
 }
 
-static void write_projects(srv_writer *w, const server *s) {
+static void write_projects(srv_writer *w, const srv_exchange *x) {
+    const server *s = x->s;
     graft_project_list *list = NULL;
     if (s->registry) {
         graft_registry_project_list(&list, s->registry, NULL, NULL);
     }
     for (size_t i = 0; list && i < list->n; i++) {
         const graft_project_info *p = &list->items[i];
+        if (!srv_may(x, p->name)) {
+            continue;
+        }
         srv_open(w, '{');
         srv_put_string(w, "id", p->name);
         srv_put_string(w, "object", "project");
@@ -471,14 +479,14 @@ static void write_projects(srv_writer *w, const server *s) {
     graft_project_list_free(list);
 }
 
-static void reply_list(srv_exchange *x, void (*write)(srv_writer *w, const server *s)) {
+static void reply_list(srv_exchange *x, void (*write)(srv_writer *w, const srv_exchange *x)) {
     srv_writer w;
     srv_writer_init(&w);
     srv_open(&w, '{');
     srv_put_string(&w, "object", "list");
     srv_key(&w, "data");
     srv_open(&w, '[');
-    write(&w, x->s);
+    write(&w, x);
     srv_close(&w, ']');
     srv_close(&w, '}');
     srv_reply_json(x, 200, &w);

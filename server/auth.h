@@ -9,5 +9,8 @@
 int srv_auth_init(server *s, graft_error *err);
 /* False if the request was refused; it is answered then. */
 bool srv_auth_check(srv_exchange *x);
+/* Whether the request may use, list and see this project's adapters. Others do not exist for it: 404, not 403. The base is
+ * everybody's. Only after srv_auth_check. */
+bool srv_may(const srv_exchange *x, const char *project);
 
 #endif

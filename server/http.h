@@ -26,6 +26,7 @@ struct srv_exchange {
     char capture[1024];    /* what {} of the route stands for, decoded */
     const char *body;      /* NUL-terminated, within the request */
     size_t body_length;
+    bool admin;            /* its key is for everything (auth.h); handlers ask srv_may */
     int64_t start_us;
     int status;            /* of the reply; 0 = none yet */
     bool streaming;

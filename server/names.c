@@ -1,6 +1,8 @@
 /* What `model` stands for. */
 #include "names.h"
 
+#include "auth.h"
+
 #include <string.h>
 
 void srv_name_base(server *s) {
@@ -33,7 +35,7 @@ bool srv_name_split(srv_name *out, const char *text) {
 }
 
 /* Whether the registry has it. */
-static bool is_registered(server *s, const srv_name *name) {
+static bool is_registered(const server *s, const srv_name *name) {
     graft_registered_list *list = NULL;
     bool found = s->registry && graft_registry_adapter_list(&list, s->registry, name->project, name->adapter, NULL) == 0;
     graft_registered_list_free(list);
@@ -49,7 +51,8 @@ static const char *skip_base(const server *s, const char *text) {
     return text + n + 1 + (text[n + 1] == ':');
 }
 
-bool srv_name_find(server *s, srv_name *out, const char *text, const char *param, srv_fault *f) {
+bool srv_name_find(const srv_exchange *x, srv_name *out, const char *text, const char *param, srv_fault *f) {
+    const server *s = x->s;
     char name[2 * SRV_ID_SIZE], quoted[GR_QUOTE_SIZE];
     if (!text || strcmp(text, s->base_id) == 0) {
         *out = (srv_name){.base = true};
@@ -68,7 +71,7 @@ bool srv_name_find(server *s, srv_name *out, const char *text, const char *param
             return true;
         }
         srv_name found;
-        if (srv_name_split(&found, name) && is_registered(s, &found)) {
+        if (srv_name_split(&found, name) && srv_may(x, found.project) && is_registered(s, &found)) {
             *out = found;
             return true;
         }

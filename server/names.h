@@ -12,8 +12,8 @@ typedef struct srv_name {
 
 /* The base's id from its path: the file's name without folder and ".gguf". */
 void srv_name_base(server *s);
-/* False: 404 model_not_found, in *f. */
-bool srv_name_find(server *s, srv_name *out, const char *text, const char *param, srv_fault *f);
+/* False: 404 model_not_found, in *f; also for what the request's key must not see. */
+bool srv_name_find(const srv_exchange *x, srv_name *out, const char *text, const char *param, srv_fault *f);
 /* "PROJECT/ADAPTER", or "PROJECT" for its default. */
 #define SRV_ID_SIZE (2 * GRAFT_NAME_SIZE)
 const char *srv_name_id(char out[SRV_ID_SIZE], const char *project, const char *adapter);

@@ -1,4 +1,5 @@
 /* OpenAI's calls: models, chat, completions. An answer lives from its request until its reply is complete or its client gone. */
+#include "auth.h"
 #include "openai_reply.h"
 #include "openai_request.h"
 #include "route.h"
@@ -334,7 +335,9 @@ void srv_get_models(srv_exchange *x) {
     srv_open(&w, '[');
     write_base(&w, x->s);
     for (size_t i = 0; list && i < list->n; i++) {
-        write_adapter(&w, x->s, &list->items[i]);
+        if (srv_may(x, list->items[i].project)) {
+            write_adapter(&w, x->s, &list->items[i]);
+        }
     }
     srv_close(&w, ']');
     srv_close(&w, '}');
@@ -346,7 +349,7 @@ void srv_get_model(srv_exchange *x) {
     srv_fault f;
     srv_name name;
     srv_writer w;
-    if (!srv_name_find(x->s, &name, x->capture, "model", &f)) {
+    if (!srv_name_find(x, &name, x->capture, "model", &f)) {
         srv_reply_fault(x, &f);
         return;
     }

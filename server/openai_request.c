@@ -1,6 +1,7 @@
 /* Bodies of OpenAI's two completion calls. */
 #include "openai_request.h"
 
+#include "auth.h"
 #include "schema.h"
 
 #include "base/memory.h"
@@ -316,10 +317,11 @@ static bool add_use(openai_request *r, const srv_name *name, float scale, srv_fa
 }
 
 /* The name of the `id`-th adapter that /v1/lora_adapters lists. */
-static bool name_of_id(server *s, json_int_t id, srv_name *out) {
+static bool name_of_id(const srv_exchange *x, json_int_t id, srv_name *out) {
+    const server *s = x->s;
     graft_registered_list *list = NULL;
     bool found = s->registry && graft_registry_adapter_list(&list, s->registry, NULL, NULL, NULL) == 0 && id >= 0 &&
-                 (uint64_t)id < list->n;
+                 (uint64_t)id < list->n && srv_may(x, list->items[id].project);
     if (found) {
         *out = (srv_name){0};
         snprintf(out->project, sizeof out->project, "%s", list->items[id].project);
@@ -329,7 +331,7 @@ static bool name_of_id(server *s, json_int_t id, srv_name *out) {
     return found;
 }
 
-static bool take_lora_item(openai_request *r, server *s, json_t *item, srv_fault *f) {
+static bool take_lora_item(openai_request *r, const srv_exchange *x, json_t *item, srv_fault *f) {
     json_t *name = json_object_get(item, "name"), *id = json_object_get(item, "id"), *scale = json_object_get(item, "scale");
     srv_name found;
     double factor = scale ? json_is_number(scale) ? json_number_value(scale) : (double)NAN : 1;
@@ -337,31 +339,31 @@ static bool take_lora_item(openai_request *r, server *s, json_t *item, srv_fault
         !(fabs(factor) <= 100)) {
         return bad(f, "lora", "a list of objects with \"name\" or \"id\" and a \"scale\" from -100 to 100 is needed");
     }
-    if (name && !srv_name_find(s, &found, json_string_value(name), "lora", f)) {
+    if (name && !srv_name_find(x, &found, json_string_value(name), "lora", f)) {
         return false;
     }
-    if (id && !name_of_id(s, json_integer_value(id), &found)) {
+    if (id && !name_of_id(x, json_integer_value(id), &found)) {
         return srv_fault_set(f, 404, "model_not_found", "lora", "lora: no adapter has the id %lld", (long long)json_integer_value(id));
     }
     return add_use(r, &found, (float)factor, f);
 }
 
 /* `model`, then `lora`, whose adapters are added to it. */
-static bool take_adapters(openai_request *r, server *s, graft_request *d, srv_fault *f) {
+static bool take_adapters(openai_request *r, const srv_exchange *x, graft_request *d, srv_fault *f) {
     json_t *model = field(r, "model"), *lora = field(r, "lora"), *fallback = field(r, "fallback");
     srv_name name;
     if (model && !json_is_string(model)) {
         return bad(f, "model", "a string is needed");
     }
-    r->model = model ? json_string_value(model) : s->base_id;
-    if (!srv_name_find(s, &name, r->model, "model", f) || !add_use(r, &name, 1, f)) {
+    r->model = model ? json_string_value(model) : x->s->base_id;
+    if (!srv_name_find(x, &name, r->model, "model", f) || !add_use(r, &name, 1, f)) {
         return false;
     }
     if (lora && !json_is_array(lora)) {
         return bad(f, "lora", "a list of objects is needed");
     }
     for (size_t i = 0; i < json_array_size(lora); i++) {
-        if (!take_lora_item(r, s, json_array_get(lora, i), f)) {
+        if (!take_lora_item(r, x, json_array_get(lora, i), f)) {
             return false;
         }
     }
@@ -532,8 +534,8 @@ bool openai_request_parse(openai_request *r, srv_exchange *x, bool chat, srv_fau
     server *s = x->s;
     graft_request d = graft_request_default();
     *r = (openai_request){.chat = chat, .body = srv_parse_body(x, f)};
-    return r->body && take_adapters(r, s, &d, f) && take_bool(r, "ignore_eos", &d.ignore_eos, f) && refuse_unsupported(r, f) && take_stream(r, f) && take_counts(r, s, &d, f) &&
-           take_sampling(r, &d, f) && take_stop(r, &d, f) && take_bias(r, s, &d, f) && take_format(r, &d, f) && take_logprobs(r, &d, f) &&
+    return r->body && take_adapters(r, x, &d, f) && take_bool(r, "ignore_eos", &d.ignore_eos, f) && refuse_unsupported(r, f) &&
+           take_stream(r, f) && take_counts(r, s, &d, f) && take_sampling(r, &d, f) && take_stop(r, &d, f) && take_bias(r, s, &d, f) && take_format(r, &d, f) && take_logprobs(r, &d, f) &&
            (chat ? take_messages(r, &d, f) : count_prompts(r, s, f)) && spread(r, s, &d, f);
 }
 

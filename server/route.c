@@ -9,19 +9,19 @@
 #include <string.h>
 
 static const srv_route routes[] = {
-    {EVHTTP_REQ_GET, "/v1/models", srv_get_models, false},
-    {EVHTTP_REQ_GET, "/v1/models/{}", srv_get_model, false},
-    {EVHTTP_REQ_POST, "/v1/chat/completions", srv_post_chat, false},
-    {EVHTTP_REQ_POST, "/v1/completions", srv_post_completions, false},
-    {EVHTTP_REQ_POST, "/v1/load_lora_adapter", srv_post_load, false},
-    {EVHTTP_REQ_POST, "/v1/unload_lora_adapter", srv_post_unload, false},
-    {EVHTTP_REQ_GET, "/v1/lora_adapters", srv_get_adapters, false},
-    {EVHTTP_REQ_POST, "/v1/lora_adapters/{}/pin", srv_post_pin, false},
-    {EVHTTP_REQ_POST, "/v1/lora_adapters/{}/unpin", srv_post_unpin, false},
-    {EVHTTP_REQ_GET, "/v1/projects", srv_get_projects, false},
-    {EVHTTP_REQ_GET, "/health", srv_get_health, true},
-    {EVHTTP_REQ_GET, "/v1/health", srv_get_health, true},
-    {EVHTTP_REQ_GET, "/metrics", srv_get_metrics, false},
+    {EVHTTP_REQ_GET, "/v1/models", srv_get_models, SRV_KEY},
+    {EVHTTP_REQ_GET, "/v1/models/{}", srv_get_model, SRV_KEY},
+    {EVHTTP_REQ_POST, "/v1/chat/completions", srv_post_chat, SRV_KEY},
+    {EVHTTP_REQ_POST, "/v1/completions", srv_post_completions, SRV_KEY},
+    {EVHTTP_REQ_POST, "/v1/load_lora_adapter", srv_post_load, SRV_ADMIN},
+    {EVHTTP_REQ_POST, "/v1/unload_lora_adapter", srv_post_unload, SRV_ADMIN},
+    {EVHTTP_REQ_GET, "/v1/lora_adapters", srv_get_adapters, SRV_KEY},
+    {EVHTTP_REQ_POST, "/v1/lora_adapters/{}/pin", srv_post_pin, SRV_ADMIN},
+    {EVHTTP_REQ_POST, "/v1/lora_adapters/{}/unpin", srv_post_unpin, SRV_ADMIN},
+    {EVHTTP_REQ_GET, "/v1/projects", srv_get_projects, SRV_KEY},
+    {EVHTTP_REQ_GET, "/health", srv_get_health, SRV_ANYONE},
+    {EVHTTP_REQ_GET, "/v1/health", srv_get_health, SRV_ANYONE},
+    {EVHTTP_REQ_GET, "/metrics", srv_get_metrics, SRV_ADMIN},
 };
 
 enum { N_ROUTES = sizeof routes / sizeof routes[0] };
@@ -84,7 +84,11 @@ static bool is_json(const srv_exchange *x) {
 }
 
 static void call(srv_exchange *x, const srv_route *r) {
-    if (!r->open && !srv_auth_check(x)) {
+    if (r->access != SRV_ANYONE && !srv_auth_check(x)) {
+        return;
+    }
+    if (r->access == SRV_ADMIN && !x->admin) {
+        srv_reply_error(x, 403, "admin_key_needed", NULL, "this call needs a key for all projects");
         return;
     }
     if (r->method == EVHTTP_REQ_POST && x->body_length && !is_json(x)) {

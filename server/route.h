@@ -5,14 +5,20 @@
 
 #include "http.h"
 
+typedef enum srv_access {
+    SRV_ANYONE, /* without a key */
+    SRV_KEY,    /* any key: the handler shows and does only what srv_may allows */
+    SRV_ADMIN
+} srv_access;
+
 typedef struct srv_route {
     enum evhttp_cmd_type method;
     const char *pattern;
     void (*handler)(srv_exchange *x);
-    bool open; /* answered without a key */
+    srv_access access;
 } srv_route;
 
-/* Finds the handler and calls it; HEAD goes to GET's. 404, 405 with Allow, 401, 415 (a body that is not JSON) come from here. */
+/* Finds the handler and calls it; HEAD goes to GET's. 404, 405 with Allow, 401, 403, 415 (a body that is not JSON) come from here. */
 void srv_route_dispatch(srv_exchange *x);
 
 /* openai_api.c */
