@@ -29,7 +29,7 @@ struct change {
     srv_name name;
     char *path;
     char expected[65];      /* generation; "" = any */
-    bool in_place, unregister, pinned;
+    bool in_place, unregister, pinned, switched;
     /* what came of it */
     int status;
     const char *type, *code; /* of the error */
@@ -54,6 +54,8 @@ static void set(change *c, int status, const char *type, const char *code, const
     c->code = code;
 }
 
+static void reply_current(srv_exchange *x, const char *project, const char *adapter);
+
 /* vLLM's error object has the status as its code; ours is beside it. */
 static void write_error(srv_writer *w, const change *c) {
     srv_open(w, '{');
@@ -71,6 +73,10 @@ static void write_error(srv_writer *w, const change *c) {
 static void reply_change(srv_exchange *x, const change *c) {
     srv_writer w;
     char number[24];
+    if (c->switched) {
+        reply_current(x, c->name.project, c->name.adapter);
+        return;
+    }
     if (c->status == 200) {
         snprintf(number, sizeof number, "%" PRIu64, c->freed);
         srv_header(x, "X-Graft-Freed-Bytes", number);
@@ -185,6 +191,10 @@ static bool resolve(change *c) {
     return c->path != NULL;
 }
 
+static void set_not_found(change *c) {
+    set(c, 404, "NotFoundError", "not_found", "The lora adapter '%s' cannot be found.", c->text);
+}
+
 static void set_error(change *c, const graft_error *err) {
     int http = graft_error_http(err->code);
     if (http == 404) {
@@ -243,11 +253,39 @@ static void act_unload(change *c) {
         code = graft_registry_adapter_remove(c->s->registry, c->name.project, c->name.adapter, &err);
     }
     if (code == GRAFT_E_NOT_FOUND) {
-        set(c, 404, "NotFoundError", "not_found", "The lora adapter '%s' cannot be found.", c->text);
+        set_not_found(c);
     } else if (code) {
         set_error(c, &err);
     } else {
         set(c, 200, NULL, NULL, "Success: LoRA adapter '%s' removed successfully.", c->text);
+    }
+}
+
+/* A registered adapter by its name. With in_place its files may be others than those that were registered. */
+static void act_load_named(change *c) {
+    graft_error err = {0};
+    const char *project = c->name.project, *adapter = c->name.adapter;
+    int code = c->in_place ? graft_registry_adapter_reload(c->s->registry, project, adapter, NULL, &err) : 0;
+    code = code ? code : graft_load_adapter(c->s->g, project, adapter, c->in_place, &err);
+    if (code == GRAFT_E_NOT_FOUND || code == GRAFT_E_BAD_NAME) {
+        set_not_found(c);
+    } else if (code) {
+        set_error(c, &err);
+    } else {
+        set(c, 200, NULL, NULL, "Success: LoRA adapter '%s' loaded successfully.", c->text);
+    }
+}
+
+static void act_switch(change *c) {
+    graft_error err = {0};
+    int code = graft_switch_project(c->s->g, c->name.project, c->name.adapter, &err);
+    if (code == GRAFT_E_NOT_FOUND || code == GRAFT_E_BAD_NAME) {
+        set_not_found(c);
+    } else if (code) {
+        set_error(c, &err);
+    } else {
+        c->switched = true;
+        set(c, 200, NULL, NULL, "%s", "");
     }
 }
 
@@ -256,7 +294,7 @@ static void act_pin(change *c) {
     if (graft_pin_adapter(c->s->g, c->name.project, c->name.adapter, c->pinned, &err) == 0) {
         set(c, 200, NULL, NULL, "Success: LoRA adapter '%s' %s.", c->text, c->pinned ? "pinned" : "unpinned");
     } else if (err.code == GRAFT_E_NOT_FOUND || err.code == GRAFT_E_BAD_NAME) {
-        set(c, 404, "NotFoundError", "not_found", "The lora adapter '%s' cannot be found.", c->text);
+        set_not_found(c);
     } else {
         set_error(c, &err);
     }
@@ -357,25 +395,29 @@ void srv_post_unload(srv_exchange *x) {
         set(c, 400, "InvalidUserInput", "missing_field", "'lora_name' needs to be provided to unload a LoRA adapter.");
         refuse_change(x, c);
     } else if (c->status) {
-        set(c, 404, "NotFoundError", "not_found", "The lora adapter '%s' cannot be found.", c->text);
+        set_not_found(c);
         refuse_change(x, c);
     } else {
         start_change(x, c);
     }
 }
 
-static void start_pin(srv_exchange *x, bool pinned) {
-    change *c = new_change(x, act_pin);
-    if (!c) {
-        return;
-    }
-    c->pinned = pinned;
-    if (take_name(c, x->capture)) {
+/* A change of what the path names. */
+static void start_named(srv_exchange *x, change *c, const char *name) {
+    if (take_name(c, name)) {
         start_change(x, c);
         return;
     }
-    set(c, 404, "NotFoundError", "not_found", "The lora adapter '%s' cannot be found.", c->text);
+    set_not_found(c);
     refuse_change(x, c);
+}
+
+static void start_pin(srv_exchange *x, bool pinned) {
+    change *c = new_change(x, act_pin);
+    if (c) {
+        c->pinned = pinned;
+        start_named(x, c, x->capture);
+    }
 }
 
 void srv_post_pin(srv_exchange *x) {
@@ -384,6 +426,81 @@ void srv_post_pin(srv_exchange *x) {
 
 void srv_post_unpin(srv_exchange *x) {
     start_pin(x, false);
+}
+
+/* A body with one flag, or none at all. False: it was answered. */
+static bool take_flag(srv_exchange *x, const char *key, bool *out) {
+    srv_fault f;
+    *out = false;
+    if (x->body_length == 0) {
+        return true;
+    }
+    json_t *body = srv_parse_body(x, &f);
+    json_t *v = json_object_get(body, key);
+    bool good = body && (!v || json_is_boolean(v) || bad_field(&f, key));
+    *out = json_is_true(v);
+    json_decref(body);
+    if (!good) {
+        srv_reply_fault(x, &f);
+    }
+    return good;
+}
+
+void srv_post_load_named(srv_exchange *x) {
+    bool reload;
+    change *c = take_flag(x, "reload", &reload) ? new_change(x, act_load_named) : NULL;
+    if (c) {
+        c->in_place = reload;
+        start_named(x, c, x->capture);
+    }
+}
+
+void srv_post_unload_named(srv_exchange *x) {
+    bool unregister;
+    change *c = take_flag(x, "unregister", &unregister) ? new_change(x, act_unload) : NULL;
+    if (c) {
+        c->unregister = unregister;
+        start_named(x, c, x->capture);
+    }
+}
+
+/* ---- the current project ------------------------------------------------------------------------------ */
+
+static void reply_current(srv_exchange *x, const char *project, const char *adapter) {
+    srv_writer w;
+    char id[SRV_ID_SIZE];
+    srv_writer_init(&w);
+    srv_open(&w, '{');
+    srv_put_string(&w, "id", srv_name_id(id, project, adapter));
+    srv_put_string(&w, "project", project);
+    srv_put_string(&w, "adapter", adapter);
+    srv_close(&w, '}');
+    srv_reply_json(x, 200, &w);
+}
+
+void srv_get_current(srv_exchange *x) {
+    char project[GRAFT_NAME_SIZE], adapter[GRAFT_NAME_SIZE];
+    if (graft_current_project(x->s->g, project, adapter, NULL) == 0 && srv_may(x, project)) {
+        reply_current(x, project, adapter);
+    } else {
+        srv_reply_error(x, 404, "not_found", NULL, "no project is the current one: requests without `model` get the base");
+    }
+}
+
+void srv_post_current(srv_exchange *x) {
+    srv_fault f;
+    json_t *body = srv_parse_body(x, &f);
+    const char *project = text_field(body, "project", GRAFT_NAME_SIZE - 1), *adapter = text_field(body, "adapter", GRAFT_NAME_SIZE - 1);
+    bool good = body && ((project && *project) || bad_field(&f, "project")) && (adapter || bad_field(&f, "adapter"));
+    change *c = good ? new_change(x, act_switch) : NULL;
+    if (!good) {
+        srv_reply_fault(x, &f);
+    } else if (c) {
+        char name[SRV_ID_SIZE];
+        snprintf(name, sizeof name, "%s%s%s", project, *adapter ? "/" : "", adapter);
+        start_named(x, c, name);
+    }
+    json_decref(body);
 }
 
 /* ---- lists -------------------------------------------------------------------------------------------- */

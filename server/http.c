@@ -232,6 +232,10 @@ void srv_stream_text(srv_exchange *x, const char *text) {
     send_piece(x, "", text, strlen(text), "");
 }
 
+void srv_stream_bytes(srv_exchange *x, const char *bytes, size_t length) {
+    send_piece(x, "", bytes, length, "");
+}
+
 void srv_stream_event(srv_exchange *x, srv_writer *w) {
     if (!w->out.failed && w->out.length) {
         bool sse = x->kind == SRV_SSE;

@@ -54,6 +54,7 @@ void srv_stream_begin(srv_exchange *x, srv_stream kind);
 /* One event or line of the stream: what the writer holds, which is cleared. */
 void srv_stream_event(srv_exchange *x, srv_writer *w);
 void srv_stream_text(srv_exchange *x, const char *text);
+void srv_stream_bytes(srv_exchange *x, const char *bytes, size_t length);
 /* Bytes that the client has not read yet. */
 size_t srv_stream_backlog(const srv_exchange *x);
 void srv_stream_end(srv_exchange *x);

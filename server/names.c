@@ -54,7 +54,12 @@ static const char *skip_base(const server *s, const char *text) {
 bool srv_name_find(const srv_exchange *x, srv_name *out, const char *text, const char *param, srv_fault *f) {
     const server *s = x->s;
     char name[2 * SRV_ID_SIZE], quoted[GR_QUOTE_SIZE];
-    if (!text || strcmp(text, s->base_id) == 0) {
+    if (!text) {
+        *out = (srv_name){0};
+        out->base = graft_current_project(s->g, out->project, out->adapter, NULL) != 0 || !srv_may(x, out->project);
+        return true;
+    }
+    if (strcmp(text, s->base_id) == 0) {
         *out = (srv_name){.base = true};
         return true;
     }

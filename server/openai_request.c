@@ -355,10 +355,10 @@ static bool take_adapters(openai_request *r, const srv_exchange *x, graft_reques
     if (model && !json_is_string(model)) {
         return bad(f, "model", "a string is needed");
     }
-    r->model = model ? json_string_value(model) : x->s->base_id;
-    if (!srv_name_find(x, &name, r->model, "model", f) || !add_use(r, &name, 1, f)) {
+    if (!srv_name_find(x, &name, json_string_value(model), "model", f) || !add_use(r, &name, 1, f)) {
         return false;
     }
+    r->model = model ? json_string_value(model) : name.base ? x->s->base_id : r->adapter;
     if (lora && !json_is_array(lora)) {
         return bad(f, "lora", "a list of objects is needed");
     }

@@ -32,8 +32,14 @@ void srv_post_unload(srv_exchange *x);
 void srv_get_adapters(srv_exchange *x);
 void srv_post_pin(srv_exchange *x);
 void srv_post_unpin(srv_exchange *x);
+void srv_post_load_named(srv_exchange *x);
+void srv_post_unload_named(srv_exchange *x);
 void srv_get_projects(srv_exchange *x);
+void srv_get_current(srv_exchange *x);
+void srv_post_current(srv_exchange *x);
 void srv_get_health(srv_exchange *x);
+/* scan_api.c */
+void srv_post_scan(srv_exchange *x);
 /* metrics_page.c */
 void srv_get_metrics(srv_exchange *x);
 

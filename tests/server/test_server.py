@@ -465,6 +465,63 @@ class Management(Case):
         for name in ["elm", "a%20b", "a/b/c"]:
             self.assertEqual(self.server.post(f"/v1/lora_adapters/{name}/pin", {}).status, 404)
 
+    def test_load_and_unload_by_name(self):
+        path = self.place("plain", "named")
+        self.load("named", path)
+        reply = self.good("POST", "/v1/lora_adapters/named/unload")
+        self.assertGreater(int(reply.headers["X-Graft-Freed-Bytes"]), 0)
+        self.assertEqual(self.row("named")["memory"], "absent")
+        self.assertEqual(self.server.post("/v1/lora_adapters/named/unload", {}).status, 404)
+        self.good("POST", "/v1/lora_adapters/named%2Fdefault/load")
+        self.assertEqual(self.row("named")["memory"], "resident")
+        before = self.row("named")["generation"]
+        for name in ["adapter_config.json", "adapter_model.safetensors"]:
+            (path / name).write_bytes((GOLDEN / "adapters/llama/rslora" / name).read_bytes())
+        self.good("POST", "/v1/lora_adapters/named/load", {"reload": False})
+        self.assertEqual(self.row("named")["generation"], before)
+        self.good("POST", "/v1/lora_adapters/named/load", {"reload": True})
+        self.assertNotEqual(self.row("named")["generation"], before)
+        self.assertEqual(self.complete(model="named")["choices"], self.complete(model="birch")["choices"])
+        self.bad(400, "invalid_value", "POST", "/v1/lora_adapters/named/load", {"reload": 1}, param="reload")
+        self.good("POST", "/v1/lora_adapters/named/unload", {"unregister": True})
+        self.assertIsNone(self.row("named"))
+        for name in ["elm", "a%20b", "a/b/c"]:
+            self.assertEqual(self.server.post(f"/v1/lora_adapters/{name}/load", {}).status, 404)
+
+    def test_current(self):
+        """What requests without a model get."""
+        with_base = self.complete(model=None)["choices"]
+        self.bad(404, "not_found", "GET", "/v1/projects/current")
+        for project, adapter in [("alder", None), ("birch", "default")]:
+            body = {"project": project} | ({"adapter": adapter} if adapter else {})
+            expected = {"id": project, "project": project, "adapter": "default"}
+            self.assertEqual(self.good("POST", "/v1/projects/current", body).json, expected)
+            self.assertEqual(self.good("GET", "/v1/projects/current").json, expected)
+            answer = self.complete(model=None)
+            self.assertEqual((answer["model"], answer["adapter"]), (project, project))
+            self.assertEqual(answer["choices"], self.complete(model=project)["choices"])
+            self.assertNotEqual(answer["choices"], with_base)
+        self.assertEqual(self.server.post("/v1/projects/current", {"project": "elm"}).status, 404)
+        for body in [{}, {"project": ""}, {"project": 1}, {"project": "alder", "adapter": 1}]:
+            self.assertEqual(self.server.post("/v1/projects/current", body).status, 400, body)
+        self.assertEqual(self.good("GET", "/v1/projects/current").json["id"], "birch")
+
+    def test_scan(self):
+        self.place("plain", "found")
+        bad = self.place("plain", "broken")
+        (bad / "adapter_model.safetensors").write_bytes(b"x" * 100)
+        reply = self.good("POST", "/v1/lora_adapters/scan")
+        self.assertEqual(reply.headers["Content-Type"], "application/x-ndjson")
+        lines = [json.loads(line) for line in reply.text.splitlines()]
+        end = lines.pop()
+        by_id = {line["id"]: line for line in lines}
+        self.assertEqual((by_id["found"]["outcome"], by_id["found"]["code"]), ("added", None))
+        self.assertEqual((by_id["broken"]["outcome"], by_id["broken"]["code"]), ("broken", "header_length"))
+        self.assertEqual(by_id["alder"]["outcome"], "known")
+        self.assertEqual((end["done"], end["complete"], end["lines_missed"]), (True, True, 0))
+        for outcome in ["added", "known", "broken", "refused", "skipped"]:
+            self.assertEqual(end[outcome], sum(line["outcome"] == outcome for line in lines), outcome)
+
     def test_projects(self):
         projects = self.good("GET", "/v1/projects").json["data"]
         self.assertTrue(set(ADAPTERS) <= {p["id"] for p in projects})
