@@ -867,7 +867,8 @@ typedef struct graft_registry_options {
     size_t size;       /* sizeof(graft_registry_options), set by graft_registry_options_default */
     const char *path;  /* the file; required. Made with mode 0600 if there is none, its folder is not */
     bool read_only;    /* changes fail with REGISTRY_BUSY; no lock is taken; the file must exist (false) */
-    const char *root;  /* adapters must lie below this folder, links followed; NULL = anywhere (NULL) */
+    const char *root;  /* adapters must lie below this folder, links followed, when they are registered and whenever they
+                          are loaded by name; NULL = anywhere (NULL) */
     int wait_ms;       /* how long to wait for another process's lock, 0 to 60000 (2000) */
     uint64_t max_adapter_bytes; /* larger weights are refused before reading (4 GiB) */
     graft_log_fn log;  /* NULL = silent; may be called on the registry's own thread */
@@ -914,6 +915,10 @@ GRAFT_API int graft_registry_project_remove(graft_registry *r, const char *proje
  */
 GRAFT_API int graft_registry_adapter_add(graft_registry *r, const char *project, const char *adapter,
                                          const char *path, unsigned flags, graft_error *err);
+/* The same for paths that strangers name: the files must lie below the folder `below`, wherever links lead, besides the registry's
+ * own root. Further errors: those of a folder that is not there. */
+GRAFT_API int graft_registry_adapter_add_below(graft_registry *r, const char *below, const char *project, const char *adapter,
+                                               const char *path, unsigned flags, graft_error *err);
 /* The entry only; no file is touched. Errors: BAD_NAME, NOT_FOUND. */
 GRAFT_API int graft_registry_adapter_remove(graft_registry *r, const char *project, const char *adapter,
                                             graft_error *err);

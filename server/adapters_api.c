@@ -224,7 +224,7 @@ static void act_load(change *c) {
         return;
     }
     unsigned flags = GRAFT_ADD_PROJECT | (c->in_place ? GRAFT_ADD_REPLACE : 0);
-    int code = graft_registry_adapter_add(c->s->registry, c->name.project, c->name.adapter, c->path, flags, &err);
+    int code = graft_registry_adapter_add_below(c->s->registry, c->s->root, c->name.project, c->name.adapter, c->path, flags, &err);
     if (!code && same && c->in_place) { /* the same place: its files may be others now */
         code = graft_registry_adapter_reload(c->s->registry, c->name.project, c->name.adapter, NULL, &err);
     }

@@ -83,7 +83,8 @@ int graft_adapter_open(graft_adapter **out, graft *g, const char *path, graft_er
     a->g = g;
     a->farewell.done = on_freed;
     gr_opened *opened = NULL;
-    int rc = gr_opened_make(&opened, g->base, path, g->adapter_type, g->max_adapter_bytes, &g->log, err);
+    gr_source_limits limits = {g->max_adapter_bytes, NULL};
+    int rc = gr_opened_make(&opened, g->base, path, g->adapter_type, limits, &g->log, err);
     rc = rc ? rc : build(a, opened, err);
     if (rc) {
         gr_free(a);
@@ -195,7 +196,7 @@ static int list_reasons(inspection *in, graft_error *err) {
 static int inspect(inspection *in, graft *g, graft_error *err) {
     graft_error why = {0};
     gr_adapter *built = NULL;
-    int rc = gr_source_open(&in->source, in->path, g->max_adapter_bytes, &in->report, &why);
+    int rc = gr_source_open(&in->source, in->path, (gr_source_limits){g->max_adapter_bytes, NULL}, &in->report, &why);
     if (!rc) {
         in->info.format = in->source->format == GR_SOURCE_PEFT ? "peft" : "gguf";
         rc = gr_verify(&in->plan, g->base, in->source, &in->report, &why);

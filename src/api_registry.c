@@ -1,7 +1,14 @@
 /* The registry's part of graft.h: arguments are checked here, the work is in src/registry. */
+#define _XOPEN_SOURCE 700 /* realpath */
 #include "api.h"
 
+#include "base/file.h"
 #include "registry/registry.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
 
 graft_registry_options graft_registry_options_default(void) {
     return (graft_registry_options){
@@ -63,14 +70,27 @@ int graft_registry_project_remove(graft_registry *r, const char *project, graft_
     return gr_registry_project_remove(r, project, err);
 }
 
+static int check_flags(unsigned flags, graft_error *err) {
+    const unsigned known = GRAFT_ADD_PROJECT | GRAFT_ADD_NEW_PROJECT | GRAFT_ADD_REPLACE;
+    return flags & ~known ? gr_fail(err, GRAFT_E_BAD_REQUEST, "flags: 0x%x holds bits that have no meaning", flags) : 0;
+}
+
 int graft_registry_adapter_add(graft_registry *r, const char *project, const char *adapter, const char *path, unsigned flags,
                                graft_error *err) {
-    const unsigned known = GRAFT_ADD_PROJECT | GRAFT_ADD_NEW_PROJECT | GRAFT_ADD_REPLACE;
     GR_NEEDS(r && path, "a registry and a path")
-    if (flags & ~known) {
-        return gr_fail(err, GRAFT_E_BAD_REQUEST, "flags: 0x%x holds bits that have no meaning", flags);
+    int rc = check_flags(flags, err);
+    return rc ? rc : gr_registry_adapter_add(r, project, adapter, path, flags, err);
+}
+
+int graft_registry_adapter_add_below(graft_registry *r, const char *below, const char *project, const char *adapter, const char *path,
+                                     unsigned flags, graft_error *err) {
+    char folder[PATH_MAX], quoted[GR_QUOTE_SIZE];
+    GR_NEEDS(r && below && path, "a registry, a folder and a path")
+    int rc = check_flags(flags, err);
+    if (!rc && !realpath(below, folder)) {
+        rc = gr_fail(err, gr_open_code(errno), "folder %s: %s", gr_quote(quoted, below, strlen(below)), strerror(errno));
     }
-    return gr_registry_adapter_add(r, project, adapter, path, flags, err);
+    return rc ? rc : gr_registry_adapter_add_below(r, folder, project, adapter, path, flags, err);
 }
 
 int graft_registry_adapter_remove(graft_registry *r, const char *project, const char *adapter, graft_error *err) {

@@ -83,7 +83,8 @@ uint64_t gr_api_bytes(const graft *g, const gr_adapter *a) {
 static int prepare(void *self, const char *path, void **job, uint64_t *bytes, graft_error *err) {
     graft *g = self;
     gr_opened *o = NULL;
-    int rc = gr_opened_make(&o, g->base, path, g->adapter_type, g->max_adapter_bytes, &g->log, err);
+    gr_source_limits limits = {g->max_adapter_bytes, gr_registry_root(g->registry)};
+    int rc = gr_opened_make(&o, g->base, path, g->adapter_type, limits, &g->log, err);
     if (!rc) {
         *bytes = gr_api_most_bytes(g, o);
         *job = o;

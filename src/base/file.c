@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -93,6 +94,35 @@ void gr_file_close(gr_file *f) {
     }
 }
 
+bool gr_path_below(const char *path, const char *root) {
+    size_t n = strlen(root);
+    if (strcmp(root, "/") == 0) {
+        return true;
+    }
+    return strncmp(path, root, n) == 0 && (path[n] == '/' || path[n] == '\0');
+}
+
+/* The path that the system has for an open file; false if it does not tell. */
+static bool own_path(int fd, char out[PATH_MAX]) {
+#if defined(__APPLE__)
+    return fcntl(fd, F_GETPATH, out) == 0;
+#else
+    char link[64];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, out, PATH_MAX - 1);
+    out[n > 0 ? n : 0] = '\0';
+    return n > 0 && n < PATH_MAX - 1;
+#endif
+}
+
+int gr_file_below(const gr_file *f, const char *root, graft_error *err) {
+    char path[PATH_MAX];
+    if (own_path(f->fd, path) && gr_path_below(path, root)) {
+        return 0;
+    }
+    return gr_fail(err, GRAFT_E_OUTSIDE_ROOT, "%s: leads out of the folder that adapters may come from", f->name);
+}
+
 int gr_file_read(const gr_file *f, void *out, size_t length, uint64_t offset, graft_error *err) {
     enum { MOST_AT_ONCE = 1 << 30 }; /* some systems refuse reads of 2 GiB and more */
     char *p = out;
@@ -128,31 +158,33 @@ int gr_file_unchanged(const gr_file *f, graft_error *err) {
     return 0;
 }
 
+int gr_file_read_whole(char **out, size_t *length, const gr_file *f, size_t max, graft_error *err) {
+    if (f->size > max) {
+        return gr_fail(err, GRAFT_E_TOO_LARGE, "%s: has %" PRIu64 " bytes, at most %zu are read", f->name, f->size, max);
+    }
+    size_t n = (size_t)f->size;
+    char *data = gr_alloc(n + 1);
+    if (!data) {
+        return gr_fail_memory(err, n + 1);
+    }
+    int rc = gr_file_read(f, data, n, 0, err);
+    rc = rc ? rc : gr_file_unchanged(f, err);
+    if (rc) {
+        gr_free(data);
+        return rc;
+    }
+    data[n] = '\0';
+    *out = data;
+    *length = n;
+    return 0;
+}
+
 int gr_file_read_all(char **out, size_t *length, int dir_fd, const char *path, size_t max, graft_error *err) {
     gr_file f;
     int rc = gr_file_open(&f, dir_fd, path, err);
-    if (rc) {
-        return rc;
+    if (!rc) {
+        rc = gr_file_read_whole(out, length, &f, max, err);
+        gr_file_close(&f);
     }
-    char *data = NULL;
-    if (f.size > max) {
-        rc = gr_fail(err, GRAFT_E_TOO_LARGE, "%s: has %" PRIu64 " bytes, at most %zu are read", f.name, f.size, max);
-        goto done;
-    }
-    data = gr_alloc((size_t)f.size + 1);
-    if (!data) {
-        rc = gr_fail_memory(err, (size_t)f.size + 1);
-        goto done;
-    }
-    if ((rc = gr_file_read(&f, data, (size_t)f.size, 0, err)) != 0 || (rc = gr_file_unchanged(&f, err)) != 0) {
-        goto done;
-    }
-    data[f.size] = '\0';
-    *out = data;
-    *length = (size_t)f.size;
-    data = NULL;
-done:
-    gr_free(data);
-    gr_file_close(&f);
     return rc;
 }

@@ -33,6 +33,11 @@ int gr_open_code(int why);
 int gr_file_open(gr_file *out, int dir_fd, const char *path, graft_error *err);
 /* Harmless on a file with fd -1. */
 void gr_file_close(gr_file *f);
+/* Fails with OUTSIDE_ROOT unless the open file itself lies below the folder `root` (absolute, resolved), whatever links its path
+ * had and whatever was exchanged since: the system is asked for the descriptor's own path. Also where it does not tell. */
+int gr_file_below(const gr_file *f, const char *root, graft_error *err);
+/* Whether `path` (absolute, resolved) is `root` or lies below it. */
+bool gr_path_below(const char *path, const char *root);
 /* Reads exactly `length` bytes at `offset`; repeats after EINTR and short reads.
  * Errors: CHANGED_WHILE_READING (the file ended early), IO_ERROR. */
 int gr_file_read(const gr_file *f, void *out, size_t length, uint64_t offset, graft_error *err);
@@ -41,6 +46,8 @@ int gr_file_unchanged(const gr_file *f, graft_error *err);
 
 /* Reads a whole file of at most `max` bytes into a NUL-terminated block of the caller's (gr_free).
  * Errors: those above, TOO_LARGE. */
+int gr_file_read_whole(char **out, size_t *length, const gr_file *f, size_t max, graft_error *err);
+/* The same with opening and closing. */
 int gr_file_read_all(char **out, size_t *length, int dir_fd, const char *path, size_t max, graft_error *err);
 
 #endif

@@ -27,7 +27,7 @@ static void log_warnings(const gr_log *log, const char *path, const gr_report *r
     }
 }
 
-int gr_opened_make(gr_opened **out, const gr_base_model *base, const char *path, graft_adapter_type type, uint64_t max_bytes,
+int gr_opened_make(gr_opened **out, const gr_base_model *base, const char *path, graft_adapter_type type, gr_source_limits limits,
                    const gr_log *log, graft_error *err) {
     int64_t start = gr_now_us();
     gr_opened *o = gr_zalloc(sizeof *o);
@@ -37,7 +37,7 @@ int gr_opened_make(gr_opened **out, const gr_base_model *base, const char *path,
     o->type = type;
     o->log = log;
     gr_report_init(&o->report);
-    int rc = gr_source_open(&o->source, path, max_bytes, &o->report, err);
+    int rc = gr_source_open(&o->source, path, limits, &o->report, err);
     rc = rc ? rc : gr_verify(&o->plan, base, o->source, &o->report, err);
     log_warnings(log, path, &o->report);
     if (rc) {
@@ -86,6 +86,6 @@ void gr_opened_free(gr_opened *o) {
 int gr_adapter_open(gr_adapter **out, const gr_base_model *base, const char *path, graft_adapter_type type,
                     uint64_t max_bytes, const gr_log *log, graft_error *err) {
     gr_opened *o = NULL;
-    int rc = gr_opened_make(&o, base, path, type, max_bytes, log, err);
+    int rc = gr_opened_make(&o, base, path, type, (gr_source_limits){max_bytes, NULL}, log, err);
     return rc ? rc : gr_opened_build(out, o, err);
 }

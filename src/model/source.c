@@ -61,13 +61,18 @@ static int too_large(const gr_file *f, uint64_t max_bytes, graft_error *err) {
                    max_bytes);
 }
 
-static int open_weights(gr_source *s, int dir, uint64_t max_bytes, graft_error *err) {
+static int check_root(const gr_file *f, gr_source_limits limits, graft_error *err) {
+    return limits.root ? gr_file_below(f, limits.root, err) : 0;
+}
+
+static int open_weights(gr_source *s, int dir, gr_source_limits limits, graft_error *err) {
     int rc = gr_file_open(&s->weights, dir, WEIGHTS_NAME, err);
     if (rc == GRAFT_E_ADAPTER_FILE_MISSING) {
         return weights_missing(dir, err);
     }
-    if (!rc && s->weights.size > max_bytes) {
-        rc = too_large(&s->weights, max_bytes, err);
+    rc = rc ? rc : check_root(&s->weights, limits, err);
+    if (!rc && s->weights.size > limits.max_bytes) {
+        rc = too_large(&s->weights, limits.max_bytes, err);
     }
     return rc;
 }
@@ -93,11 +98,23 @@ static int read_header(gr_source *s, graft_error *err) {
     return rc;
 }
 
-static int read_config(gr_source *s, int dir, gr_report *report, graft_error *err) {
+/* *json: gr_free. */
+static int read_config_file(char **json, size_t *length, int dir, gr_source_limits limits, graft_error *err) {
+    gr_file f;
+    int rc = gr_file_open(&f, dir, CONFIG_NAME, err);
+    if (!rc) {
+        rc = check_root(&f, limits, err);
+        rc = rc ? rc : gr_file_read_whole(json, length, &f, MAX_CONFIG, err);
+        gr_file_close(&f);
+    }
+    return rc;
+}
+
+static int read_config(gr_source *s, int dir, gr_source_limits limits, gr_report *report, graft_error *err) {
     static const char lfs[] = "version https://git-lfs";
     char *json = NULL;
     size_t length;
-    int rc = gr_file_read_all(&json, &length, dir, CONFIG_NAME, MAX_CONFIG, err);
+    int rc = read_config_file(&json, &length, dir, limits, err);
     if (rc == GRAFT_E_ADAPTER_FILE_MISSING) {
         return gr_fail(err, GRAFT_E_CONFIG_MISSING, "the folder has no %s", CONFIG_NAME);
     }
@@ -120,11 +137,11 @@ static int read_config(gr_source *s, int dir, gr_report *report, graft_error *er
     return rc;
 }
 
-static int open_folder(gr_source *s, int dir, uint64_t max_bytes, gr_report *report, graft_error *err) {
+static int open_folder(gr_source *s, int dir, gr_source_limits limits, gr_report *report, graft_error *err) {
     s->format = GR_SOURCE_PEFT;
-    int rc = open_weights(s, dir, max_bytes, err);
+    int rc = open_weights(s, dir, limits, err);
     if (!rc) {
-        rc = read_config(s, dir, report, err);
+        rc = read_config(s, dir, limits, report, err);
     }
     if (!rc) {
         rc = read_header(s, err);
@@ -178,9 +195,10 @@ static int parse_gguf(gr_source *s, size_t n, graft_error *err) {
     return rc;
 }
 
-static int open_file(gr_source *s, uint64_t max_bytes, graft_error *err) {
+static int open_file(gr_source *s, gr_source_limits limits, graft_error *err) {
     s->format = GR_SOURCE_GGUF;
     int rc = gr_file_open(&s->weights, AT_FDCWD, s->path, err);
+    rc = rc ? rc : check_root(&s->weights, limits, err);
     if (rc) {
         return rc;
     }
@@ -192,8 +210,8 @@ static int open_file(gr_source *s, uint64_t max_bytes, graft_error *err) {
     if (!gr_gguf_is(first, n)) {
         return other_file(s, first, n, err);
     }
-    if (s->weights.size > max_bytes) {
-        return too_large(&s->weights, max_bytes, err);
+    if (s->weights.size > limits.max_bytes) {
+        return too_large(&s->weights, limits.max_bytes, err);
     }
     if ((rc = gr_sha256_of(s->config_hash, "", 0, err)) != 0) {
         return rc;
@@ -213,13 +231,13 @@ static int open_file(gr_source *s, uint64_t max_bytes, graft_error *err) {
 
 /* ---- both ----------------------------------------------------------------------------------------------- */
 
-static int open_either(gr_source *s, uint64_t max_bytes, gr_report *report, graft_error *err) {
+static int open_either(gr_source *s, gr_source_limits limits, gr_report *report, graft_error *err) {
     int dir;
     do {
         dir = open(s->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     } while (dir < 0 && errno == EINTR);
     if (dir >= 0) {
-        int rc = open_folder(s, dir, max_bytes, report, err);
+        int rc = open_folder(s, dir, limits, report, err);
         close(dir);
         return rc;
     }
@@ -229,17 +247,17 @@ static int open_either(gr_source *s, uint64_t max_bytes, gr_report *report, graf
         return gr_fail(err, gr_open_code(why), "%s: cannot be opened: %s", gr_quote_path(q, s->path), strerror(why));
     }
     /* No folder: gr_file_open finds out what else, and words the error. */
-    return open_file(s, max_bytes, err);
+    return open_file(s, limits, err);
 }
 
-int gr_source_open(gr_source **out, const char *path, uint64_t max_bytes, gr_report *report, graft_error *err) {
+int gr_source_open(gr_source **out, const char *path, gr_source_limits limits, gr_report *report, graft_error *err) {
     gr_source *s = gr_zalloc(sizeof *s);
     if (!s) {
         return gr_fail_memory(err, sizeof *s);
     }
     s->weights.fd = -1;
     s->path = gr_strdup(path);
-    int rc = s->path ? open_either(s, max_bytes, report, err) : gr_fail_memory(err, strlen(path) + 1);
+    int rc = s->path ? open_either(s, limits, report, err) : gr_fail_memory(err, strlen(path) + 1);
     if (rc) {
         gr_source_close(s);
         return rc;

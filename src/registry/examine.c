@@ -14,14 +14,6 @@
 #include <string.h>
 #include <unistd.h>
 
-bool gr_below(const char *path, const char *root) {
-    size_t n = strlen(root);
-    if (strcmp(root, "/") == 0) {
-        return true;
-    }
-    return strncmp(path, root, n) == 0 && (path[n] == '/' || path[n] == '\0');
-}
-
 /* ---- the path ------------------------------------------------------------------------------------------- */
 
 static int bad_path(const char *path, const char *why, graft_error *err) {
@@ -90,7 +82,7 @@ static int check_below(const char *path, const char *root, graft_error *err) {
     if (!realpath(path, real)) {
         return errno == ENAMETOOLONG ? bad_path(path, "is too long", err) : 0;
     }
-    return gr_below(real, root) ? 0 : outside(path, err);
+    return gr_path_below(real, root) ? 0 : outside(path, err);
 }
 
 static int check_root(const char *path, const char *root, graft_error *err) {
@@ -119,11 +111,11 @@ static int largest_rank(const gr_source *s) {
     return rank <= INT_MAX ? (int)rank : 0;
 }
 
-static int describe(gr_examined *out, uint64_t max_bytes, bool hash, graft_error *err) {
+static int describe(gr_examined *out, gr_source_limits limits, bool hash, graft_error *err) {
     gr_report report;
     gr_source *source = NULL;
     gr_report_init(&report);
-    int rc = gr_source_open(&source, out->path, max_bytes, &report, err);
+    int rc = gr_source_open(&source, out->path, limits, &report, err);
     rc = rc ? rc : gr_report_result(&report, err);
     if (!rc) {
         out->format = source->format == GR_SOURCE_PEFT ? "peft" : "gguf";
@@ -141,7 +133,7 @@ int gr_examine(gr_examined *out, const char *path, const char *root, uint64_t ma
     int rc = check_path(path, err);
     rc = rc ? rc : make_absolute(&out->path, path, root, err);
     rc = rc || !root ? rc : check_root(out->path, root, err);
-    return rc ? rc : describe(out, max_bytes, hash, err);
+    return rc ? rc : describe(out, (gr_source_limits){max_bytes, root}, hash, err);
 }
 
 void gr_examined_finish(gr_examined *e) {

@@ -18,14 +18,10 @@ typedef struct gr_examined {
 /*
  * Gives *out its path (gr_examined_finish, also on failure), then opens and describes what lies there and, with `hash`,
  * reads it through. With `root` (absolute, resolved) a relative path starts there, and the adapter and its files must
- * lie below it once links are followed. That is a check of the moment: whoever can write below the root can change
- * it afterwards, but not to other content than the generation says.
+ * lie below it once links are followed; the files that were opened are asked, so exchanging a link meanwhile does not help.
  * Errors: BAD_REQUEST (no path that could be), OUTSIDE_ROOT, those of gr_source_open.
  */
 int gr_examine(gr_examined *out, const char *path, const char *root, uint64_t max_bytes, bool hash, graft_error *err);
 void gr_examined_finish(gr_examined *e);
-
-/* Whether `path` (absolute, resolved) is `root` or lies below it. */
-bool gr_below(const char *path, const char *root);
 
 #endif

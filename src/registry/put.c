@@ -2,6 +2,7 @@
  * commit a step in memory that cannot fail. So what failed changed nothing, and what is in memory is on disk. */
 #include "put.h"
 
+#include "base/file.h"
 #include "base/memory.h"
 #include "registry/names.h"
 #include "registry/registry.h"
@@ -354,11 +355,25 @@ static int check_open(const graft_registry *r, graft_error *err) {
     return r->read_only ? gr_fail(err, GRAFT_E_REGISTRY_BUSY, "the registry was opened for reading only") : 0;
 }
 
-static int put_examined(gr_registry *r, const char *project, const char *adapter, const char *path, unsigned flags, bool *changed,
-                        graft_error *err) {
+/* The narrower of the two: NULL is the widest. False if neither lies within the other: nothing can be below both. */
+static bool narrower(const char **out, const char *a, const char *b) {
+    *out = !a || (b && gr_path_below(b, a)) ? b : a;
+    return !a || !b || gr_path_below(a, b) || gr_path_below(b, a);
+}
+
+static int examine(gr_registry *r, gr_examined *out, const char *path, const char *below, graft_error *err) {
+    const char *root;
+    if (!narrower(&root, r->root, below)) {
+        return gr_fail(err, GRAFT_E_OUTSIDE_ROOT, "adapters may not come from there");
+    }
+    return gr_examine(out, path, root, r->max_adapter_bytes, true, err);
+}
+
+static int put_examined(gr_registry *r, const char *project, const char *adapter, const char *path, const char *below, unsigned flags,
+                        bool *changed, graft_error *err) {
     gr_put put = {.project = project, .adapter = adapter, .flags = flags};
     int rc = check_open(r, err);
-    rc = rc ? rc : gr_examine(&put.found, path, r->root, r->max_adapter_bytes, true, err);
+    rc = rc ? rc : examine(r, &put.found, path, below, err);
     rc = rc ? rc : gr_put_all(r, &put, 1, err);
     if (!rc && put.refused.code) {
         rc = put.refused.code;
@@ -376,11 +391,16 @@ static int put_examined(gr_registry *r, const char *project, const char *adapter
     return rc;
 }
 
-int gr_registry_adapter_add(gr_registry *r, const char *project, const char *adapter, const char *path, unsigned flags,
-                            graft_error *err) {
+int gr_registry_adapter_add_below(gr_registry *r, const char *below, const char *project, const char *adapter, const char *path,
+                                  unsigned flags, graft_error *err) {
     adapter = adapter ? adapter : GR_DEFAULT_ADAPTER;
     int rc = check_names(project, adapter, err);
-    return rc ? rc : put_examined(r, project, adapter, path, flags, NULL, err);
+    return rc ? rc : put_examined(r, project, adapter, path, below, flags, NULL, err);
+}
+
+int gr_registry_adapter_add(gr_registry *r, const char *project, const char *adapter, const char *path, unsigned flags,
+                            graft_error *err) {
+    return gr_registry_adapter_add_below(r, NULL, project, adapter, path, flags, err);
 }
 
 int gr_registry_adapter_reload(gr_registry *r, const char *project, const char *adapter, bool *changed, graft_error *err) {
@@ -393,7 +413,7 @@ int gr_registry_adapter_reload(gr_registry *r, const char *project, const char *
     gr_catalog_entry entry;
     rc = c.find(c.self, project, adapter, true, &entry, err);
     if (!rc) {
-        rc = put_examined(r, project, adapter, entry.path, GR_PUT_RELOAD, changed, err);
+        rc = put_examined(r, project, adapter, entry.path, NULL, GR_PUT_RELOAD, changed, err);
         gr_free(entry.path);
     }
     return rc;

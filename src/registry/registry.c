@@ -29,6 +29,10 @@ int gr_registry_lock(gr_lock *out, const char *path, int wait_ms, graft_error *e
     return rc;
 }
 
+const char *gr_registry_root(const gr_registry *r) {
+    return r ? r->root : NULL;
+}
+
 static int resolve_root(gr_registry *r, const char *root, graft_error *err) {
     char q[GR_QUOTE_SIZE], real[PATH_MAX];
     if (!root) {

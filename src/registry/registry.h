@@ -53,6 +53,11 @@ void gr_registry_unwatch(gr_registry *r);
 int gr_registry_project_add(gr_registry *r, const char *project, graft_error *err);
 int gr_registry_project_rename(gr_registry *r, const char *from, const char *to, graft_error *err);
 int gr_registry_project_remove(gr_registry *r, const char *project, graft_error *err);
+/* The folder that adapters must lie below, resolved; NULL = anywhere. Borrowed, never changes. */
+const char *gr_registry_root(const gr_registry *r);
+/* `below` (absolute, resolved): the files must lie below it, besides the registry's root. */
+int gr_registry_adapter_add_below(gr_registry *r, const char *below, const char *project, const char *adapter, const char *path,
+                                  unsigned flags, graft_error *err);
 int gr_registry_adapter_add(gr_registry *r, const char *project, const char *adapter, const char *path, unsigned flags,
                             graft_error *err);
 int gr_registry_adapter_remove(gr_registry *r, const char *project, const char *adapter, graft_error *err);

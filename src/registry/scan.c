@@ -7,6 +7,7 @@
 #endif
 #include "registry.h"
 
+#include "base/file.h"
 #include "base/memory.h"
 #include "registry/names.h"
 #include "registry/put.h"
@@ -118,7 +119,7 @@ static bool in_batch(const scan *s, const char *project) {
 
 /* Where the files really are decides before anything is opened. */
 static void examine(scan *s, find *f) {
-    const char *root = s->r->root && gr_below(s->r->root, s->root) ? s->r->root : s->root;
+    const char *root = s->r->root && gr_path_below(s->r->root, s->root) ? s->r->root : s->root;
     graft_error why = {0};
     int rc = gr_examine(&f->put.found, f->path, root, s->r->max_adapter_bytes, false, &why);
     if (rc == GRAFT_E_NOT_AN_ADAPTER || rc == GRAFT_E_OUTSIDE_ROOT || rc == GRAFT_E_BAD_REQUEST || rc == GRAFT_E_OUT_OF_MEMORY) {
@@ -343,7 +344,7 @@ static int check_folder(const gr_registry *r, const char *path, char real[PATH_M
     if (!S_ISDIR(st.st_mode) || access(real, R_OK | X_OK) != 0) {
         return gr_fail(err, GRAFT_E_NOT_READABLE, "%s: %s", q, S_ISDIR(st.st_mode) ? strerror(errno) : "is no folder");
     }
-    if (r->root && !gr_below(real, r->root) && !gr_below(r->root, real)) {
+    if (r->root && !gr_path_below(real, r->root) && !gr_path_below(r->root, real)) {
         return gr_fail(err, GRAFT_E_OUTSIDE_ROOT, "folder %s: leads out of the folder that adapters may come from", q);
     }
     return r->read_only ? gr_fail(err, GRAFT_E_REGISTRY_BUSY, "the registry was opened for reading only") : 0;

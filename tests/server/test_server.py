@@ -6,6 +6,7 @@ GRAFT_BIN names the binary (required). The base is the tiny one of tests/oracle/
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import struct
@@ -457,6 +458,25 @@ class Management(Case):
         for name in ["gone", "outside", "bad"]:
             self.assertIsNone(self.row(name))
 
+    def test_link_exchanged_later(self):
+        """What was below the folder when it was registered must still be there when it is loaded."""
+        with tempfile.TemporaryDirectory() as folder:
+            outside, inside = Path(folder) / "outside", Path(folder) / "own"
+            for path in [outside, inside / "adapters" / "alder"]:
+                subprocess.run(["mkdir", "-p", path.parent], check=True)
+                subprocess.run(["cp", "-r", GOLDEN / "adapters/llama/plain", path], check=True)
+            server = Server("--adapter-root", inside / "adapters", folder=inside)
+            try:
+                ask = lambda: server.post("/v1/completions", {"model": "alder", "prompt": "a", "max_tokens": 1, "fallback": "error"})
+                self.assertEqual(ask().status, 200)
+                self.assertEqual(server.post("/v1/lora_adapters/alder/unload", {}).status, 200)
+                shutil.rmtree(inside / "adapters" / "alder")
+                (inside / "adapters" / "alder").symlink_to(outside)
+                reply = ask()
+                self.assertEqual((reply.status, reply.json["error"]["code"]), (422, "outside_root"), reply.text)
+            finally:
+                server.close()
+
     def test_pin(self):
         self.good("POST", "/v1/lora_adapters/alder/pin")
         self.assertTrue(self.row("alder")["pinned"])
@@ -631,7 +651,8 @@ class Http(Case):
                     s.sendall(b"100000\r\n" + b"x" * (1 << 20) + b"\r\n")
             except (BrokenPipeError, ConnectionResetError):
                 pass  # refused before all was sent
-            # Not waited for: now and then the connection is closed by its deadline only. The server must live on (below).
+            seen = read_all(s)
+            self.assertTrue(seen == b"" or seen.split()[1] == b"413", seen[:80])
         for head in [b"GET /health HTTP/1.1\r\n" + b"X: y\r\n" * 10000, b"GET /health HTTP/1.1\r\nX: " + b"y" * (1 << 20),
                      b"GET /" + b"a" * 20000 + b" HTTP/1.1\r\n"]:
             with self.server.socket() as s:

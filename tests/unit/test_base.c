@@ -1,4 +1,5 @@
 /* The tools at the bottom: errors, UTF-8, buffers, the counting allocator, checked arithmetic, files, lock ranks. */
+#define _XOPEN_SOURCE 700 /* realpath */
 #include "base/buffer.h"
 #include "base/checked.h"
 #include "base/error.h"
@@ -15,6 +16,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -256,6 +258,39 @@ static void files_are_read_whole_or_refused(void **state) {
     unlink(inside("fifo"));
 }
 
+/* Whatever the path said when it was looked at: the file that is open decides. */
+static void an_open_file_knows_where_it_lies(void **state) {
+    (void)state;
+    graft_error err;
+    gr_file f;
+    char root[PATH_MAX], below[PATH_MAX + 4], beside[PATH_MAX + 4];
+    assert_non_null(realpath(folder, root));
+    snprintf(below, sizeof below, "%s/in", root);
+    snprintf(beside, sizeof beside, "%s-x", root); /* begins as the root does */
+    assert_int_equal(mkdir(below, 0700), 0);
+    assert_int_equal(mkdir(beside, 0700), 0);
+    write_file(inside("in/f"), "abc", 3);
+    write_file(inside("out"), "abc", 3);
+    assert_int_equal(symlink("in/f", inside("to-in")), 0);
+    assert_int_equal(symlink("../out", inside("in/to-out")), 0);
+    const struct {
+        const char *path, *root;
+        int code;
+    } cases[] = {{"in/f", root, 0}, {"in/f", below, 0}, {"to-in", below, 0}, {"in/f", "/", 0},
+                 {"out", below, GRAFT_E_OUTSIDE_ROOT}, {"in/to-out", below, GRAFT_E_OUTSIDE_ROOT}, {"in/f", beside, GRAFT_E_OUTSIDE_ROOT}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        assert_int_equal(gr_file_open(&f, AT_FDCWD, inside(cases[i].path), &err), 0);
+        assert_int_equal(gr_file_below(&f, cases[i].root, &err), cases[i].code);
+        gr_file_close(&f);
+    }
+    rmdir(beside);
+    unlink(inside("in/to-out"));
+    unlink(inside("to-in"));
+    unlink(inside("out"));
+    unlink(inside("in/f"));
+    rmdir(below);
+}
+
 /* What may pass is not said to be the file's fault: the loader tries again then. */
 static void files_that_cannot_be_opened_now(void **state) {
     (void)state;
@@ -343,6 +378,7 @@ int main(void) {
         cmocka_unit_test(memory_counts_and_fails_on_demand),
         cmocka_unit_test(checked_arithmetic_refuses_to_wrap),
         cmocka_unit_test_setup_teardown(files_are_read_whole_or_refused, make_folder, NULL),
+        cmocka_unit_test(an_open_file_knows_where_it_lies),
         cmocka_unit_test(files_that_cannot_be_opened_now),
         cmocka_unit_test_setup_teardown(files_that_change_are_noticed, NULL, remove_folder),
 #ifndef NDEBUG

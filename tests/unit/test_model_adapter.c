@@ -612,7 +612,7 @@ typedef struct opened {
 static void open_plan(opened *o, const gr_base_model *base, const char *path) {
     graft_error err;
     gr_report_init(&o->report);
-    assert_int_equal(gr_source_open(&o->source, path, plenty, &o->report, &err), 0);
+    assert_int_equal(gr_source_open(&o->source, path, (gr_source_limits){plenty, NULL}, &o->report, &err), 0);
     assert_int_equal(gr_verify(&o->plan, base, o->source, &o->report, &err), 0);
 }
 

@@ -323,7 +323,7 @@ static void check_case(const gr_base_model *base, const char *path, const char *
     gr_report report;
     graft_error err = {0};
     gr_report_init(&report);
-    int rc = gr_source_open(&source, path, (uint64_t)1 << 30, &report, &err);
+    int rc = gr_source_open(&source, path, (gr_source_limits){(uint64_t)1 << 30, NULL}, &report, &err);
     if (!rc) {
         rc = gr_verify(&plan, base, source, &report, &err);
     }

@@ -14,7 +14,7 @@ static int open_source(gr_source **out, const char *path, uint64_t max_bytes, gr
     err->code = 0;
     err->message[0] = '\0';
     gr_report_init(report);
-    return gr_source_open(out, path, max_bytes, report, err);
+    return gr_source_open(out, path, (gr_source_limits){max_bytes, NULL}, report, err);
 }
 
 /* Opens, expects `code` and `words` in the message, and that nothing is left over. */

@@ -18,7 +18,7 @@ static void verify_path(opened *o, const gr_base_model *base, const char *path) 
     o->plan = NULL;
     o->err.code = 0;
     gr_report_init(&o->report);
-    o->rc = gr_source_open(&o->source, path, (uint64_t)1 << 30, &o->report, &o->err);
+    o->rc = gr_source_open(&o->source, path, (gr_source_limits){(uint64_t)1 << 30, NULL}, &o->report, &o->err);
     if (o->rc) {
         fail_msg("opening: %s", o->err.message);
     }
@@ -523,7 +523,7 @@ static int verify_once(void *data, graft_error *err) {
     gr_plan *plan = NULL;
     gr_report report;
     gr_report_init(&report);
-    int rc = gr_source_open(&source, t->path, (uint64_t)1 << 30, &report, err);
+    int rc = gr_source_open(&source, t->path, (gr_source_limits){(uint64_t)1 << 30, NULL}, &report, err);
     if (!rc) {
         rc = gr_verify(&plan, t->base, source, &report, err);
     }

@@ -257,6 +257,20 @@ static void paths(void **state) {
     good(gr_registry_adapter_add(r, "p", "x", "a", 0, &err));
     good(gr_registry_adapter_add(r, "p", "y", "link", 0, &err));
     gr_registry_close(r);
+
+    /* The same for one call, with a registry that has no root, or a wider one, or none that fits. */
+    o.root = NULL;
+    good(gr_registry_open(&r, &o, &err));
+    bad(GRAFT_E_OUTSIDE_ROOT, "", gr_registry_adapter_add_below(r, d.path, "p", "x", test_path(&other, "o"), 0, &err));
+    bad(GRAFT_E_OUTSIDE_ROOT, "", gr_registry_adapter_add_below(r, d.path, "p", "x", test_path(&d, "c"), 0, &err));
+    good(gr_registry_adapter_add_below(r, d.path, "p", "z", test_path(&d, "a"), 0, &err));
+    gr_registry_close(r);
+    o.root = test_path(&d, "a");
+    good(gr_registry_open(&r, &o, &err));
+    good(gr_registry_adapter_add_below(r, d.path, "p", "u", test_path(&d, "a"), 0, &err));
+    bad(GRAFT_E_OUTSIDE_ROOT, "", gr_registry_adapter_add_below(r, d.path, "p", "x", support_adapter(&d, "b", 0), 0, &err));
+    bad(GRAFT_E_OUTSIDE_ROOT, "", gr_registry_adapter_add_below(r, other.path, "p", "x", test_path(&other, "o"), 0, &err));
+    gr_registry_close(r);
     support_remove(&other);
     support_remove(&d);
 }
