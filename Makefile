@@ -57,7 +57,7 @@ bench: build  ## speed: rows against grouped, base and libllama's own path; figu
 bench-loader: build  ## the dynamic loader: leases, loading beside libllama's, eviction, 10,000 names, policies
 	@bench/loader.sh
 
-test-server: dev  ## graft serve over real sockets; not part of `make test` yet
+test-server: dev  ## graft serve over real sockets
 	@GRAFT_BIN=build/dev/graft GRAFT_CONFIG=/dev/null GRAFT_TEST_MODEL=$$(tools/get_model.sh) python3 tests/server/test_server.py
 
 clients: dev  ## the real OpenAI client against graft serve; fetches it

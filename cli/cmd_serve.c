@@ -94,7 +94,7 @@ static void ready(const char *host, int port, void *user) {
     serve *v = user;
     char line[256];
     bool six = strchr(host, ':') != NULL;
-    int n = snprintf(line, sizeof line, "graft: serving on http://%s%s%s:%d\n", six ? "[" : "", host, six ? "]" : "", port);
+    int n = snprintf(line, sizeof line, "graft: serving on %s://%s%s%s:%d\n", v->set.tls_cert ? "https" : "http", six ? "[" : "", host, six ? "]" : "", port);
     cli_progress_end();
     cli_stderr(line, (size_t)n);
     if (v->port_file && write_port(v->port_file, port) != 0) {
@@ -107,6 +107,9 @@ static void fill_options(serve *v, server_options *o) {
     o->port = v->set.port;
     o->insecure = v->set.insecure_listen;
     o->key = v->key;
+    o->tls_cert = v->set.tls_cert;
+    o->tls_key = v->set.tls_key;
+    o->cors = v->set.cors_origins;
     o->root = v->set.adapter_root ? v->set.adapter_root : v->adapters;
     o->notify = getenv("NOTIFY_SOCKET");
     o->limits.queue = v->set.queue;

@@ -20,7 +20,7 @@
     X(MODEL) X(REGISTRY) X(SLOTS) X(CONTEXT) X(BATCH) X(THREADS) X(KV) X(APPLY) X(ADAPTER_TYPE) X(GPU) X(SELF_TEST) \
     X(MAX_ADAPTERS) X(MEMORY_LIMIT_MB) X(POLICY) X(FALLBACK) X(ADAPTER_WAIT_MS) X(RETRY_ATTEMPTS) X(RETRY_BASE_MS) \
     X(LOADER_THREADS) X(PROBE) X(MAX_ADAPTER_MB) X(ADAPTER_ROOT) X(REGISTRY_WAIT_MS) X(OLLAMA_MODELS) X(HF_HUB) \
-    X(HOST) X(PORT) X(INSECURE_LISTEN) X(API_KEY_FILE) X(QUEUE) X(DEADLINE_S) X(DRAIN_S) \
+    X(HOST) X(PORT) X(INSECURE_LISTEN) X(API_KEY_FILE) X(TLS_CERT) X(TLS_KEY) X(CORS_ORIGINS) X(QUEUE) X(DEADLINE_S) X(DRAIN_S) \
     X(LOG_LEVEL) X(LOG_FORMAT)
 
 enum cli_setting_id {
@@ -46,8 +46,8 @@ enum cli_setting_id {
      CLI_SET(RETRY_ATTEMPTS) | CLI_SET(RETRY_BASE_MS) | CLI_SET(LOADER_THREADS) | CLI_SET(PROBE) | CLI_SET(ADAPTER_ROOT))
 /* Listening. The key itself is no setting: `graft config` and command lines are there to be read. */
 #define CLI_SET_SERVER                                                                                         \
-    (CLI_SET(HOST) | CLI_SET(PORT) | CLI_SET(INSECURE_LISTEN) | CLI_SET(API_KEY_FILE) | CLI_SET(QUEUE) |       \
-     CLI_SET(DEADLINE_S) | CLI_SET(DRAIN_S))
+    (CLI_SET(HOST) | CLI_SET(PORT) | CLI_SET(INSECURE_LISTEN) | CLI_SET(API_KEY_FILE) | CLI_SET(TLS_CERT) |    \
+     CLI_SET(TLS_KEY) | CLI_SET(CORS_ORIGINS) | CLI_SET(QUEUE) | CLI_SET(DEADLINE_S) | CLI_SET(DRAIN_S))
 /* Commands that need a registry and no model. */
 #define CLI_SET_REGISTRY                                                                                       \
     (CLI_SET(REGISTRY) | CLI_SET(ADAPTER_ROOT) | CLI_SET(REGISTRY_WAIT_MS) | CLI_SET(MAX_ADAPTER_MB) | CLI_SET_LOG)
@@ -63,7 +63,7 @@ typedef struct cli_settings {
     bool gpu, self_test, probe;
     int max_adapters, memory_limit_mb, policy, fallback, adapter_wait_ms, retry_attempts, retry_base_ms, loader_threads;
     int max_adapter_mb, registry_wait_ms;
-    const char *host, *api_key_file;
+    const char *host, *api_key_file, *tls_cert, *tls_key, *cors_origins;
     int port, queue, deadline_s, drain_s;
     bool insecure_listen;
     int log_level, log_format;

@@ -1,6 +1,8 @@
 /* The table of connections and their deadlines. */
 #include "connections.h"
 
+#include "tls.h"
+
 #include "base/clock.h"
 #include "base/memory.h"
 
@@ -55,7 +57,7 @@ static void output_changed(struct evbuffer *b, const struct evbuffer_cb_info *in
 struct bufferevent *srv_connections_new(struct event_base *base, void *connections) {
     srv_connections *c = connections;
     /* Without BEV_OPT_CLOSE_ON_FREE: libevent then closes the socket itself, though we still have a reference. */
-    struct bufferevent *bev = bufferevent_socket_new(base, -1, 0);
+    struct bufferevent *bev = c->tls ? srv_tls_bufferevent(c->tls, base) : bufferevent_socket_new(base, -1, 0);
     srv_connection *n = bev ? gr_zalloc(sizeof *n) : NULL;
     if (!n) {
         return bev; /* NULL makes libevent try; without an entry only its own timeouts guard the connection */
@@ -83,7 +85,9 @@ static void forget(srv_connections *c, srv_connection *n) {
     HASH_DEL(c->table, n);
     evbuffer_remove_cb(bufferevent_get_input(n->bev), input_changed, n);
     evbuffer_remove_cb(bufferevent_get_output(n->bev), output_changed, n);
+    struct ssl_st *ssl = srv_tls_of(n->bev);
     bufferevent_decref(n->bev);
+    srv_tls_free(ssl);
     gr_free(n);
     c->n--;
 }

@@ -20,6 +20,7 @@ typedef struct srv_connection srv_connection;
 
 typedef struct srv_connections {
     const server_limits *limits;
+    struct srv_tls *tls;   /* NULL = connections are plain */
     srv_connection *table; /* by bufferevent: uthash */
     struct event_base *base;
     struct evconnlistener *listener; /* off while there are too many; NULL = none yet */

@@ -1,6 +1,9 @@
 /* Exchanges over libevent's evhttp. */
 #include "http.h"
 
+#include "cors.h"
+#include "errors.h"
+
 #include "base/clock.h"
 #include "base/memory.h"
 #include "route.h"
@@ -15,6 +18,11 @@
 
 const char *srv_request_header(const srv_exchange *x, const char *name) {
     return evhttp_find_header(evhttp_request_get_input_headers(x->req), name);
+}
+
+const char *srv_request_query(const srv_exchange *x) {
+    const char *query = evhttp_uri_get_query(evhttp_request_get_evhttp_uri(x->req));
+    return query ? query : "";
 }
 
 void srv_header(srv_exchange *x, const char *name, const char *value) {
@@ -107,6 +115,34 @@ static void plain_error(struct evhttp_request *req, int status) {
     evhttp_send_error(req, status, NULL);
 }
 
+/* The path as it was sent; of an absolute URI, which proxies send, what follows the host. False if it is too long. */
+static bool take_path(srv_exchange *x) {
+    const char *uri = evhttp_request_get_uri(x->req);
+    if (*uri != '/') {
+        uri = evhttp_uri_get_path(evhttp_request_get_evhttp_uri(x->req));
+        uri = uri && *uri ? uri : "/";
+    }
+    size_t n = strcspn(uri, "?#");
+    if (n >= sizeof x->path) {
+        return false;
+    }
+    memcpy(x->path, uri, n); /* the exchange was zeroed */
+    return true;
+}
+
+static void answer(srv_exchange *x) {
+    if (!take_path(x)) {
+        srv_reply_error(x, 414, "uri_too_long", NULL, "the path is longer than %zu bytes", sizeof x->path - 1);
+    } else if (!take_body(x)) {
+        srv_reply_error(x, 503, "out_of_memory", NULL, "memory is out");
+    } else if (is_ambiguous(x)) {
+        srv_header(x, "Connection", "close");
+        srv_reply_error(x, 400, "bad_request", NULL, "one Content-Length or one Transfer-Encoding is needed");
+    } else {
+        srv_route_dispatch(x);
+    }
+}
+
 static void on_request(struct evhttp_request *req, void *user) {
     server *s = user;
     srv_exchange *x = gr_zalloc(sizeof *x);
@@ -116,28 +152,15 @@ static void on_request(struct evhttp_request *req, void *user) {
         plain_error(req, 503);
         return;
     }
-    const char *uri = evhttp_request_get_uri(req);
-    size_t length = strcspn(uri, "?#");
     *x = (srv_exchange){.s = s, .req = req, .connection = connection, .method = evhttp_request_get_command(req),
                         .start_us = gr_now_us()};
-    if (length >= sizeof x->path || !take_body(x)) {
-        gr_free(x);
-        plain_error(req, length >= sizeof x->path ? 414 : 503);
-        return;
-    }
-    memcpy(x->path, uri, length);
     s->n_exchanges++;
     evhttp_connection_set_timeout(connection, 0); /* it would end silent streams; connections.c has better ones */
     bufferevent_set_timeouts(evhttp_connection_get_bufferevent(connection), NULL, NULL);
     evhttp_connection_set_closecb(connection, on_close, x);
     srv_connections_busy(&s->connections, evhttp_connection_get_bufferevent(connection), true);
     name_exchange(x);
-    if (is_ambiguous(x)) {
-        srv_header(x, "Connection", "close");
-        srv_reply(x, 400, "text/plain", "one Content-Length or one Transfer-Encoding is needed\n", 54);
-        return;
-    }
-    srv_route_dispatch(x);
+    answer(x);
 }
 
 int srv_http_init(server *s, graft_error *err) {
@@ -161,6 +184,7 @@ int srv_http_init(server *s, graft_error *err) {
 static void common_headers(srv_exchange *x, const char *type) {
     srv_header(x, "Content-Type", type);
     srv_header(x, "X-Content-Type-Options", "nosniff");
+    srv_cors_headers(x);
     if (x->s->drain_until) {
         srv_header(x, "Connection", "close");
     }

@@ -6,6 +6,7 @@
 #include "loop.h"
 #include "relay.h"
 #include "server.h"
+#include "tls.h"
 #include "work.h"
 
 #include "base/log.h"
@@ -38,13 +39,14 @@ struct server {
     int64_t started;   /* seconds since 1970 */
 
     srv_loop loop;
+    srv_tls *tls; /* NULL = none */
     srv_connections connections;
     srv_relay relay;
     srv_work *work;
     struct evhttp *http;
     struct evconnlistener *listener;
     struct evhttp_bound_socket *bound;
-    struct event *tick, *on_term, *on_int;
+    struct event *tick, *on_term, *on_int, *on_hup;
     int64_t drain_until; /* gr_now_us; 0 = not draining */
     int n_exchanges;
     uint64_t next_id;

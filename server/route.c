@@ -2,8 +2,10 @@
 #include "route.h"
 
 #include "auth.h"
-#include "base/utf8.h"
+#include "cors.h"
 #include "errors.h"
+
+#include "base/utf8.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -112,6 +114,7 @@ static void no_route(srv_exchange *x) {
     }
     srv_header(x, "Allow", allow);
     if (x->method == EVHTTP_REQ_OPTIONS) {
+        srv_cors_preflight(x, allow);
         srv_reply(x, 204, "text/plain", "", 0);
     } else {
         srv_reply_error(x, 405, "method_not_allowed", NULL, "this path takes %s", allow);

@@ -115,6 +115,19 @@ static int take_root(server *s, graft_error *err) {
     return code;
 }
 
+static int take_tls(server *s, graft_error *err) {
+    const char *certificate = s->o.tls_cert, *key = s->o.tls_key;
+    if (!certificate && !key) {
+        return 0;
+    }
+    if (!certificate || !key) {
+        return gr_fail(err, GRAFT_E_BAD_REQUEST, "tls_cert, tls_key: both are needed, or neither");
+    }
+    int code = srv_tls_open(&s->tls, certificate, key, err);
+    s->connections.tls = s->tls;
+    return code;
+}
+
 /* No more connections than there are descriptors for. */
 static void bound_connections(server *s) {
     struct rlimit files;
@@ -144,6 +157,7 @@ int server_open(server **out, const server_options *options, graft_error *err) {
     srv_relay_init(&s->relay, &s->loop, s->o.limits.held);
     code = srv_auth_init(s, err);
     code = code ? code : take_root(s, err);
+    code = code ? code : take_tls(s, err);
     code = code ? code : srv_http_init(s, err);
     code = code ? code : take_address(s, err);
     if (code) {
@@ -158,7 +172,7 @@ void server_close(server *s) {
     if (!s) {
         return;
     }
-    struct event *events[] = {s->tick, s->on_term, s->on_int};
+    struct event *events[] = {s->tick, s->on_term, s->on_int, s->on_hup};
     for (size_t i = 0; i < sizeof events / sizeof events[0]; i++) {
         if (events[i]) {
             event_free(events[i]);
@@ -171,6 +185,7 @@ void server_close(server *s) {
         evhttp_free(s->http); /* with the listener, once it is bound to it */
     }
     srv_connections_finish(&s->connections);
+    srv_tls_close(s->tls);
     srv_loop_finish(&s->loop);
     gr_free(s);
 }
@@ -214,6 +229,8 @@ static void on_signal(evutil_socket_t number, short what, void *user) {
     if (s->drain_until) {
         gr_log_line(&s->log, GRAFT_LOG_WARN, "signal %d again: stopping now", (int)number);
         s->drain_until = 1;
+        event_del(s->on_term); /* closing waits for an adapter that is being read: a third signal does not */
+        event_del(s->on_int);
         srv_relay_cancel_all(&s->relay);
         end_if_drained(s);
         return;
@@ -225,6 +242,21 @@ static void on_signal(evutil_socket_t number, short what, void *user) {
     stop_listening(s);
     srv_connections_close_idle(&s->connections);
     end_if_drained(s);
+}
+
+/* A certificate was renewed. */
+static void on_hangup(evutil_socket_t number, short what, void *user) {
+    server *s = user;
+    graft_error err = {0};
+    (void)number;
+    (void)what;
+    if (!s->tls) {
+        gr_log_line(&s->log, GRAFT_LOG_INFO, "signal SIGHUP: there are no files to read again");
+    } else if (srv_tls_reload(s->tls, &err) == 0) {
+        gr_log_line(&s->log, GRAFT_LOG_INFO, "signal SIGHUP: certificate and key were read again");
+    } else {
+        gr_log_line(&s->log, GRAFT_LOG_ERROR, "signal SIGHUP: the certificate stays as it was: %s", err.message);
+    }
 }
 
 static void on_tick(evutil_socket_t fd, short what, void *user) {
@@ -251,7 +283,9 @@ static int start_events(server *s, graft_error *err) {
     s->tick = event_new(s->loop.base, -1, EV_PERSIST, on_tick, s);
     s->on_term = evsignal_new(s->loop.base, SIGTERM, on_signal, s);
     s->on_int = evsignal_new(s->loop.base, SIGINT, on_signal, s);
-    if (!s->tick || !s->on_term || !s->on_int || event_add(s->tick, &tick) || event_add(s->on_term, NULL) || event_add(s->on_int, NULL)) {
+    s->on_hup = evsignal_new(s->loop.base, SIGHUP, on_hangup, s);
+    if (!s->tick || !s->on_term || !s->on_int || !s->on_hup || event_add(s->tick, &tick) || event_add(s->on_term, NULL) ||
+        event_add(s->on_int, NULL) || event_add(s->on_hup, NULL)) {
         return gr_fail(err, GRAFT_E_INTERNAL, "libevent: no events");
     }
     s->bound = evhttp_bind_listener(s->http, s->listener);

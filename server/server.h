@@ -28,6 +28,8 @@ typedef struct server_options {
     int port;             /* 0 = any free one (8080) */
     bool insecure;        /* another address than the loopback's without a key */
     const char *key;      /* NULL = nobody is asked for one */
+    const char *tls_cert, *tls_key; /* PEM files: both or neither. NULL = no TLS. Read again at SIGHUP */
+    const char *cors;     /* origins whose pages may read replies, separated by commas, or "*"; NULL = none */
     const char *root;     /* adapters may be loaded by a path below this folder; NULL = not by path */
     const char *notify;   /* systemd's notification socket, or NULL */
     server_limits limits;

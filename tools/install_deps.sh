@@ -22,10 +22,10 @@ if have apt-get; then
     have pkg-config || need pkg-config
     lib jansson || need libjansson-dev
     lib libpcre2-8 || need libpcre2-dev
-    lib libcrypto || need libssl-dev
+    { lib libcrypto && lib libssl; } || need libssl-dev
     lib sqlite3 || need libsqlite3-dev
     lib inih || need libinih-dev
-    lib libevent_extra || need libevent-dev
+    { lib libevent_extra && lib libevent_openssl; } || need libevent-dev
     header uthash.h || need uthash-dev
     lib cmocka || need libcmocka-dev
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need "python3 python3-pip"
@@ -36,10 +36,10 @@ elif have brew; then
     have pkg-config || need pkg-config
     lib jansson || need jansson
     lib libpcre2-8 || need pcre2
-    lib libcrypto || need openssl@3
+    { lib libcrypto && lib libssl; } || need openssl@3
     lib sqlite3 || need sqlite
     lib inih || need inih
-    lib libevent_extra || need libevent
+    { lib libevent_extra && lib libevent_openssl; } || need libevent
     [ -e "$(brew --prefix)/include/uthash.h" ] || need uthash
     lib cmocka || need cmocka
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python3
@@ -52,10 +52,10 @@ elif have dnf; then
     have pkg-config || need pkgconf
     lib jansson || need jansson-devel
     lib libpcre2-8 || need pcre2-devel
-    lib libcrypto || need openssl-devel
+    { lib libcrypto && lib libssl; } || need openssl-devel
     lib sqlite3 || need sqlite-devel
     lib inih || need inih-devel
-    lib libevent_extra || need libevent-devel
+    { lib libevent_extra && lib libevent_openssl; } || need libevent-devel
     header uthash.h || need uthash-devel
     lib cmocka || need libcmocka-devel
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python3-pip
@@ -67,10 +67,10 @@ elif have pacman; then
     have pkg-config || need pkgconf
     lib jansson || need jansson
     lib libpcre2-8 || need pcre2
-    lib libcrypto || need openssl
+    { lib libcrypto && lib libssl; } || need openssl
     lib sqlite3 || need sqlite
     lib inih || need libinih
-    lib libevent_extra || need libevent
+    { lib libevent_extra && lib libevent_openssl; } || need libevent
     header uthash.h || need uthash
     lib cmocka || need cmocka
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python-pip

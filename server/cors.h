@@ -1,0 +1,12 @@
+/* Cross-origin requests: a page of another origin may read answers only if its origin was configured. */
+#ifndef SRV_CORS_H
+#define SRV_CORS_H
+
+#include "http.h"
+
+/* Adds the headers that let the request's origin read the reply, if it may. Before the reply begins; once. */
+void srv_cors_headers(srv_exchange *x);
+/* Adds what a preflight asks for, if the origin may. */
+void srv_cors_preflight(srv_exchange *x, const char *methods);
+
+#endif
