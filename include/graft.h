@@ -1157,6 +1157,51 @@ GRAFT_API int graft_find_adapter(char **path, const char *reference, const graft
 /* Frees a string that graft gave away. */
 GRAFT_API void graft_string_free(char *s);
 
+/* ---- keys --------------------------------------------------------------------------------------------- */
+
+/*
+ * Keys of a server, kept in the registry: each for everything (admin) or for the adapters of some projects. A key is a random secret
+ * that is told once, when it is made; the file and memory hold only its SHA-256. Projects are meant by name, whether there are
+ * any of that name or not: renaming a project changes no key. `graft serve` asks for a key as soon as there is one.
+ */
+#define GRAFT_KEY_SIZE 64       /* a key's text and its NUL: "gk_" and 43 characters of base64url */
+#define GRAFT_KEYS 4096         /* most in one registry */
+#define GRAFT_KEY_PROJECTS 256  /* most for one key */
+
+typedef struct graft_key {
+    const char *name;            /* what to call it; not secret */
+    bool admin;                  /* for everything; then it has no projects */
+    const char *const *projects; /* sorted, each once */
+    size_t n_projects;
+    int64_t created;             /* seconds since 1970 */
+} graft_key;
+
+/* Sorted by name. Everything in it belongs to it. */
+typedef struct graft_key_list {
+    const graft_key *items;
+    size_t n;
+} graft_key_list;
+
+/*
+ * Makes a key for these projects; n_projects 0 = for everything. `secret` gets its text, which cannot be had again: wipe it
+ * once it is told; it is wiped if this fails. `name` and `projects` are names as those of projects.
+ * Errors: BAD_NAME, BAD_REQUEST (more than GRAFT_KEY_PROJECTS), CONFLICT (the name is taken, or there are GRAFT_KEYS), INTERNAL (no
+ * random numbers), and those of every change.
+ */
+GRAFT_API int graft_registry_key_add(char secret[GRAFT_KEY_SIZE], graft_registry *r, const char *name, const char *const *projects,
+                                     size_t n_projects, graft_error *err);
+/* From now on it is not found. The backup is made anew, so that going back to it does not bring the key back.
+ * Errors: BAD_NAME, NOT_FOUND, and those of every change. */
+GRAFT_API int graft_registry_key_remove(graft_registry *r, const char *name, graft_error *err);
+/* All keys, or with `name` that one. A snapshot: graft_key_list_free. Errors: BAD_NAME, NOT_FOUND, OUT_OF_MEMORY. */
+GRAFT_API int graft_registry_key_list(graft_key_list **out, graft_registry *r, const char *name, graft_error *err);
+/* The one key with this secret, any text. Compares it with all keys, in a time that does not tell which one it is or how nearly.
+ * *out: graft_key_list_free. Errors: NOT_FOUND, OUT_OF_MEMORY; no message holds any of the secret. */
+GRAFT_API int graft_registry_key_find(graft_key_list **out, graft_registry *r, const char *secret, graft_error *err);
+/* How many there are; 0 for NULL. Cheap. */
+GRAFT_API size_t graft_registry_key_count(graft_registry *r);
+GRAFT_API void graft_key_list_free(graft_key_list *list);
+
 /* ---- a damaged registry ------------------------------------------------------------------------------- */
 
 /*

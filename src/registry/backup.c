@@ -23,7 +23,7 @@
 /* Whether the copy holds what the index holds: an empty one, however whole, must not displace a good one. */
 static int check_copy(graft_registry *r, const char *path, graft_error *err) {
     gr_store copy;
-    int64_t projects = 0, adapters = 0;
+    int64_t projects = 0, adapters = 0, keys = 0;
     char *name = gr_strdup(path);
     if (!name) {
         return gr_fail_memory(err, strlen(path) + 1);
@@ -31,10 +31,11 @@ static int check_copy(graft_registry *r, const char *path, graft_error *err) {
     int rc = gr_store_open(&copy, name, true, 0, err);
     rc = rc ? rc : gr_store_number(&copy, &projects, "SELECT count(*) FROM projects", err);
     rc = rc ? rc : gr_store_number(&copy, &adapters, "SELECT count(*) FROM adapters", err);
+    rc = rc ? rc : gr_store_number(&copy, &keys, "SELECT count(*) FROM keys", err);
     gr_store_close(&copy);
-    if (!rc && ((uint64_t)projects != r->index.n || (uint64_t)adapters != r->index.n_rows)) {
-        rc = gr_fail(err, GRAFT_E_REGISTRY_INVALID, "the file holds %lld projects and %lld adapters, memory %zu and %zu",
-                     (long long)projects, (long long)adapters, r->index.n, r->index.n_rows);
+    if (!rc && ((uint64_t)projects != r->index.n || (uint64_t)adapters != r->index.n_rows || (uint64_t)keys != r->keys.n)) {
+        rc = gr_fail(err, GRAFT_E_REGISTRY_INVALID, "the file holds %lld projects, %lld adapters and %lld keys, memory %zu, %zu and %zu",
+                     (long long)projects, (long long)adapters, (long long)keys, r->index.n, r->index.n_rows, r->keys.n);
     }
     return rc;
 }
@@ -95,6 +96,7 @@ static int read_whole(graft_registry_file *out, const char *path, int wait_ms, b
     }
     out->written = stat(path, &st) == 0 ? (int64_t)st.st_mtime : 0;
     gr_store_close(&r->store);
+    gr_keys_finish(&r->keys);
     gr_index_finish(&r->index);
     gr_free(r);
     return rc;

@@ -138,5 +138,6 @@ static int each(graft_registry *r, const char *sql, int (*take)(graft_registry *
 
 int gr_registry_load(graft_registry *r, graft_error *err) {
     int rc = each(r, "SELECT id, name, created, changed FROM projects ORDER BY name", load_project, err);
-    return rc ? rc : each(r, select_adapters, load_adapter, err);
+    rc = rc ? rc : each(r, select_adapters, load_adapter, err);
+    return rc ? rc : gr_keys_load(r, err);
 }

@@ -100,6 +100,7 @@ void gr_registry_close(gr_registry *r) {
     gr_cond_finish(&r->told);
     gr_cond_finish(&r->ended);
     gr_cond_finish(&r->work);
+    gr_keys_finish(&r->keys);
     gr_index_finish(&r->index);
     gr_free(r->root);
     gr_free(r);
@@ -208,7 +209,9 @@ static int check_run(gr_registry *r, gr_task *task, graft_error *err) {
         n++;
     }
     sqlite3_finalize(q);
-    t->same = t->same && n == r->index.n_rows;
+    bool keys = false;
+    rc = rc ? rc : gr_keys_same(r, &keys, err);
+    t->same = t->same && keys && n == r->index.n_rows;
     return rc;
 }
 

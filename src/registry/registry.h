@@ -9,6 +9,7 @@
  *     put.c       the changes                      history.c  events -> counters, log
  *     list.c      snapshots for callers            watch.c    telling the loader of changes
  *     registry.c  opening, closing, the catalog    backup.c   the copy beside the file, and going back to it
+ *     keys.c      who may ask a server
  */
 #ifndef GR_REGISTRY_H
 #define GR_REGISTRY_H
@@ -78,6 +79,14 @@ typedef struct gr_scan_limits {
 
 int gr_registry_scan(gr_registry *r, const char *path, const gr_scan_limits *limits, graft_scan_fn fn, void *user,
                      graft_scan_summary *out, graft_error *err);
+
+/* keys.c */
+int gr_registry_key_add(char secret[GRAFT_KEY_SIZE], gr_registry *r, const char *name, const char *const *projects, size_t n_projects,
+                        graft_error *err);
+int gr_registry_key_remove(gr_registry *r, const char *name, graft_error *err);
+int gr_registry_key_list(graft_key_list **out, gr_registry *r, const char *name, graft_error *err);
+int gr_registry_key_find(graft_key_list **out, gr_registry *r, const char *secret, graft_error *err);
+size_t gr_registry_key_count(gr_registry *r);
 
 int gr_registry_examine(graft_registry_condition *out, const graft_registry_options *options, graft_error *err);
 int gr_registry_recover(graft_registry_condition *out, const graft_registry_options *options, graft_error *err);

@@ -9,6 +9,7 @@
 
 #include "base/log.h"
 #include "registry/index.h"
+#include "registry/keys.h"
 #include "registry/lock.h"
 #include "registry/registry.h"
 #include "registry/store.h"
@@ -24,6 +25,7 @@ struct gr_task {
     /* After the commit, with the mutex held; cannot fail. May be NULL. */
     void (*apply)(graft_registry *r, gr_task *task);
     bool writes;
+    bool backup; /* the copy beside the file is made anew before it is done */
     bool done;
     int rc;
     graft_error error;
@@ -45,6 +47,7 @@ typedef struct gr_note {
 
 struct graft_registry {
     gr_index index;       /* its mutex also guards the fields marked (m) */
+    gr_keys keys;         /* as the index: the writer thread changes them, with the mutex held */
     gr_store store;       /* writer thread */
     gr_lock lock;
     gr_log log;

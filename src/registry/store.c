@@ -19,7 +19,7 @@
 
 
 /* What each version's tables are made of: step i leads from version i to i + 1. */
-static const char *const migrations[GR_STORE_VERSION] = {gr_schema_sql};
+static const char *const migrations[GR_STORE_VERSION] = {gr_schema_sql, gr_schema_2_sql};
 
 /* ---- errors --------------------------------------------------------------------------------------------- */
 
@@ -304,19 +304,20 @@ static int connect(gr_store *s, const char *path, int flags, int wait_ms, graft_
                   err);
 }
 
-/* From `version` to today's, each step with its number in one transaction. */
-static int migrate(gr_store *s, int64_t version, graft_error *err) {
+/* From s->version to today's, each step with its number in one transaction. */
+static int migrate(gr_store *s, graft_error *err) {
     int rc = 0;
-    for (; version < GR_STORE_VERSION && !rc; version++) {
+    while (s->version < GR_STORE_VERSION && !rc) {
         char numbers[96];
-        snprintf(numbers, sizeof numbers, "PRAGMA application_id=%d; PRAGMA user_version=%d", GR_STORE_APPLICATION,
-                 (int)version + 1);
+        snprintf(numbers, sizeof numbers, "PRAGMA application_id=%d; PRAGMA user_version=%d", GR_STORE_APPLICATION, s->version + 1);
         rc = script(s, "BEGIN IMMEDIATE", err);
-        rc = rc ? rc : script(s, migrations[version], err);
+        rc = rc ? rc : script(s, migrations[s->version], err);
         rc = rc ? rc : script(s, numbers, err);
         rc = rc ? rc : script(s, "COMMIT", err);
         if (rc) {
             gr_store_rollback(s);
+        } else {
+            s->version++;
         }
     }
     return rc;
@@ -371,7 +372,7 @@ static int make_new(gr_store *s, const char *path, graft_error *err) {
         return rc;
     }
     keep_as_it_is(s, false);
-    rc = migrate(s, 0, err);
+    rc = migrate(s, err);
     /* Kept in the file. Where it is not possible SQLite stays with its rollback journal, which is as safe. */
     rc = rc ? rc : script(s, "PRAGMA journal_mode=WAL", err);
     if (sqlite3_close(s->db) != SQLITE_OK && !rc) {
@@ -407,7 +408,7 @@ static int create(gr_store *s, graft_error *err) {
     return 0;
 }
 
-static int check_version(gr_store *s, bool read_only, graft_error *err) {
+static int check_version(gr_store *s, graft_error *err) {
     int64_t application = 0, version = 0;
     int rc = gr_store_number(s, &application, "PRAGMA application_id", err);
     rc = rc ? rc : gr_store_number(s, &version, "PRAGMA user_version", err);
@@ -422,9 +423,7 @@ static int check_version(gr_store *s, bool read_only, graft_error *err) {
         snprintf(why, sizeof why, "is of version %lld, this graft knows up to %d", (long long)version, GR_STORE_VERSION);
         return (version < 1 ? invalid : not_ours)(s, err, why);
     }
-    if (version < GR_STORE_VERSION && read_only) {
-        return not_ours(s, err, "is of an older version; open it for writing once");
-    }
+    s->version = (int)version;
     return 0;
 }
 
@@ -461,22 +460,20 @@ static int connect_immutable(gr_store *s, int why, graft_error *err) {
     sqlite3_close(s->db);
     s->db = NULL;
     int rc = connect(s, uri, SQLITE_OPEN_READONLY | SQLITE_OPEN_URI, 0, err);
-    return rc ? rc : check_version(s, true, err);
+    return rc ? rc : check_version(s, err);
 }
 
 static int connect_and_check(gr_store *s, bool read_only, int wait_ms, graft_error *err) {
     int rc = connect(s, s->path, read_only ? SQLITE_OPEN_READONLY : SQLITE_OPEN_READWRITE, wait_ms, err);
-    rc = rc ? rc : check_version(s, read_only, err);
+    rc = rc ? rc : check_version(s, err);
     return rc == GRAFT_E_STORAGE_FULL && read_only ? connect_immutable(s, rc, err) : rc;
 }
 
 static int open_existing(gr_store *s, bool read_only, int wait_ms, graft_error *err) {
-    int64_t version = GR_STORE_VERSION;
     int rc = check_bytes(s, err);
     rc = rc ? rc : connect_and_check(s, read_only, wait_ms, err);
     rc = rc ? rc : check_whole(s, err);
-    rc = rc ? rc : gr_store_number(s, &version, "PRAGMA user_version", err);
-    rc = rc ? rc : migrate(s, version, err);
+    rc = rc || read_only ? rc : migrate(s, err);
     if (!rc && !read_only) {
         keep_as_it_is(s, false);
     }

@@ -4,6 +4,7 @@
  *
  * WAL with synchronous=FULL: when a commit returns, it is on the disk. A new registry is made under another name and
  * renamed, so a file of this name is a whole registry from its first moment, and an empty one is always damage.
+ * One of an older version is brought to today's when it is opened for writing; who only reads it sees it as it is.
  */
 #ifndef GR_STORE_H
 #define GR_STORE_H
@@ -14,7 +15,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define GR_STORE_VERSION 1
+#define GR_STORE_VERSION 2
+#define GR_STORE_KEYS 2 /* the first version that has the table `keys` */
 #define GR_STORE_APPLICATION 0x47524654 /* "GRFT", PRAGMA application_id */
 
 #define GR_STORE_BACKUP ".backup"
@@ -29,6 +31,7 @@ typedef struct gr_store {
     uint64_t device, inode;  /* of the file that was opened */
     bool replaced;           /* another file lies there now: nothing is written any more */
     bool not_ours;           /* opening failed because of what no backup mends: a newer version, no file at all */
+    int version;             /* of its tables: today's, or an older one if it was opened for reading */
     uint64_t commits;        /* transactions so far */
 } gr_store;
 

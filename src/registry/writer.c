@@ -24,6 +24,9 @@ static int run_task(graft_registry *r, gr_task *t, graft_error *err) {
         t->apply(r, t);
         gr_mutex_unlock(&r->index.mutex);
     }
+    if (!rc && t->backup) {
+        gr_backup_if_due(r, 1);
+    }
     return rc;
 }
 
