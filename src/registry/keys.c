@@ -125,7 +125,8 @@ static int load_key(graft_registry *r, sqlite3_stmt *q, graft_error *err) {
     if (k) {
         snprintf(k->hash, sizeof k->hash, "%s", gr_store_text(q, C_HASH));
     }
-    if (!k || !is_sane(k, q)) {
+    const gr_keys *before = &r->keys;
+    if (!k || !is_sane(k, q) || (before->n && strcmp(before->items[before->n - 1]->name, k->name) >= 0)) {
         gr_free(k);
         return gr_fail(err, GRAFT_E_REGISTRY_INVALID, "the registry holds a key that graft did not write: \"%s\"",
                        gr_quote(quoted, name, strlen(name)));

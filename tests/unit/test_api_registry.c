@@ -72,6 +72,22 @@ static void arguments(void **state) {
     graft_registered_list *l;
     assert_int_equal(graft_registry_adapter_list(&l, r, NULL, "a", &err), GRAFT_E_BAD_REQUEST);
     assert_int_equal(graft_registry_adapter_list(NULL, r, NULL, NULL, &err), GRAFT_E_BAD_REQUEST);
+    char secret[GRAFT_KEY_SIZE];
+    graft_key_list *keys = NULL;
+    assert_int_equal(graft_registry_key_add(NULL, r, "k", NULL, 0, &err), GRAFT_E_BAD_REQUEST);
+    assert_int_equal(graft_registry_key_add(secret, NULL, "k", NULL, 0, &err), GRAFT_E_BAD_REQUEST);
+    assert_int_equal(graft_registry_key_add(secret, r, "k", NULL, 1, &err), GRAFT_E_BAD_REQUEST);
+    assert_int_equal(graft_registry_key_remove(NULL, "k", &err), GRAFT_E_BAD_REQUEST);
+    assert_int_equal(graft_registry_key_list(NULL, r, NULL, &err), GRAFT_E_BAD_REQUEST);
+    assert_int_equal(graft_registry_key_find(&keys, r, NULL, &err), GRAFT_E_BAD_REQUEST);
+    assert_int_equal(graft_registry_key_count(NULL), 0);
+    assert_int_equal(graft_registry_key_add(secret, r, "k", NULL, 0, NULL), 0);
+    assert_int_equal(graft_registry_key_count(r), 1);
+    assert_int_equal(graft_registry_key_find(&keys, r, secret, NULL), 0);
+    assert_true(keys->n == 1 && keys->items[0].admin);
+    graft_key_list_free(keys);
+    graft_key_list_free(NULL);
+    assert_int_equal(graft_registry_key_remove(r, "k", NULL), 0);
     graft_registry_close(r);
 }
 
