@@ -644,6 +644,10 @@ GRAFT_API const float *graft_job_embedding(const graft_job *job, int *n);
 
 /* ---- figures ------------------------------------------------------------------------------------------ */
 
+/* Steps by how many of something they had: bucket 0 counts those with none, bucket 1 those with 1, bucket i those with more than
+ * 2^(i-2) and at most 2^(i-1); the last one all above, too. */
+#define GRAFT_STEP_BUCKETS 14
+
 /* Counters since graft_open. Steps with prompt rows in them count as prompt, the others as decode. */
 typedef struct graft_stats {
     uint64_t decode_steps, decode_tokens; /* tokens = rows of sequences that are generating */
@@ -653,9 +657,39 @@ typedef struct graft_stats {
     uint64_t largest_batch;               /* most rows in one decode */
     uint64_t most_adapters;               /* most different adapters in one decode */
     uint64_t retried_steps;               /* decodes that were run again after an error in one row */
+    uint64_t cached_tokens;               /* of prompts: taken from the KV cache, and so no rows */
+    uint64_t completion_tokens;           /* generated, as they come */
+    uint64_t rows_per_step[GRAFT_STEP_BUCKETS];
+    uint64_t adapters_per_step[GRAFT_STEP_BUCKETS]; /* different ones; the base is none, so 0 = all rows were the base's */
+    uint64_t step_rows, step_adapters;    /* of all steps together: what the two above add up to */
+    uint64_t last_rows, last_adapters;    /* of the last step; 0 while nothing runs */
+    uint64_t running, waiting;            /* requests in slots and for one, now; those of the loader's probe among them */
 } graft_stats;
 
 GRAFT_API void graft_get_stats(const graft *g, graft_stats *out);
+
+/* One slot, as of the last step. Strings are never NULL. */
+typedef struct graft_slot {
+    int slot;              /* from 0 up */
+    const char *state;     /* "idle", "prompt" (some of it is still to be evaluated), "decode". Static storage */
+    uint64_t job;          /* graft_job_id; 0 = idle. All that follows is then empty */
+    const char *project, *adapter; /* the first adapter that was asked for by name; "" = none: the base, a path or a lease */
+    const char *generation; /* of the adapter that answers, as in graft_result; "" = the base */
+    int prompt_tokens;
+    int cached_tokens;     /* of them: taken from the KV cache */
+    int evaluated_tokens;  /* of them: computed so far */
+    int completion_tokens; /* so far */
+} graft_slot;
+
+/* In the slots' order. Everything in it belongs to it. */
+typedef struct graft_slot_list {
+    const graft_slot *items;
+    size_t n; /* graft_model_info.slots */
+} graft_slot_list;
+
+/* What the slots hold. Does not wait for a step to end. Errors: OUT_OF_MEMORY. *out: graft_slot_list_free. */
+GRAFT_API int graft_slots(graft_slot_list **out, graft *g, graft_error *err);
+GRAFT_API void graft_slot_list_free(graft_slot_list *list);
 
 /* ---- the dynamic loader ------------------------------------------------------------------------------- */
 

@@ -297,6 +297,10 @@ void graft_get_stats(const graft *g, graft_stats *out) {
     gr_engine_stats(g->engine, out);
 }
 
+int graft_slots(graft_slot_list **out, graft *g, graft_error *err) {
+    return gr_engine_slots(out, g->engine, err);
+}
+
 /* ---- the instance of the process ----------------------------------------------------------------------- */
 
 /* Opening takes seconds and is not done under the mutex: who comes meanwhile waits for its end. */

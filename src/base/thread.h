@@ -20,6 +20,7 @@ enum gr_rank {
     GR_RANK_LOADER = 30,       /* src/loader: names, versions, leases, budget */
     GR_RANK_JOB = 40,          /* src/engine: one job's end */
     GR_RANK_PROBE = 45,        /* src/engine: the base's logits for the probe */
+    GR_RANK_SLOTS = 48,        /* src/engine: what others see of the slots */
     GR_RANK_HASH = 50,         /* src/model: what is still to be hashed of a file */
     GR_RANK_LOG = 60
 };

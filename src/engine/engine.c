@@ -8,6 +8,7 @@
 #include "prefix_cache.h"
 #include "scheduler.h"
 #include "sequence.h"
+#include "slot_board.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -37,6 +38,8 @@ struct gr_engine {
     uint64_t admitted, left, step;
     gr_sharing sharing;
     gr_draw draw;
+    gr_slot_board *board;   /* the slots, for other threads to look at */
+    uint64_t cached;        /* tokens, since the last step */
     gr_span *spans;         /* [slots] */
     gr_farewell *leaving;   /* adapters whose last handle is gone */
     bool rows;              /* how this step applies adapters */
@@ -296,6 +299,7 @@ static void enter_slot(gr_engine *e, graft_job *job, const gr_placement *at, con
     gr_sequence *s = &e->slots[at->slot];
     gr_prefix *p = &e->prefixes[at->slot];
     gr_sequence_start(s, job, n);
+    e->cached += (uint64_t)n;
     s->shares = key != NULL;
     p->busy = true;
     p->n = 0;
@@ -637,28 +641,86 @@ static void on_logits(void *user, gr_span *span, int row, int count, const float
     gr_sequence_logits(span->user, &e->draw, row, count, logits);
 }
 
-/* Counts the step's rows, before the sequences move on. */
-static void count_rows(const gr_engine *e, int n_spans, uint64_t *generating, uint64_t *prompt) {
-    *generating = *prompt = 0;
+/* What a step did, for the statistics. */
+typedef struct step_count {
+    uint64_t generating, prompt; /* rows */
+    uint64_t adapters, drawn;
+    double ms;
+} step_count;
+
+/* How many different adapters the spans have. */
+static uint64_t count_adapters(const gr_engine *e, int n_spans) {
+    const gr_adapter *seen[GR_MAX_SLOTS * GR_MAX_USES];
+    int n = 0;
     for (int i = 0; i < n_spans; i++) {
-        bool generates = gr_sequence_generates(e->spans[i].user);
-        *(generates ? generating : prompt) += (uint64_t)e->spans[i].n;
+        const gr_adapter_set *set = e->spans[i].set;
+        for (int k = 0; set && k < set->n; k++) {
+            int at = 0;
+            while (at < n && seen[at] != set->adapters[k]) {
+                at++;
+            }
+            seen[at] = set->adapters[k];
+            n += at == n;
+        }
     }
+    return (uint64_t)n;
 }
 
-static void note_step(gr_engine *e, uint64_t generating, uint64_t prompt, double ms, bool rows_work) {
+/* Tokens that the spans' sequences have generated so far. */
+static uint64_t count_drawn(const gr_engine *e, int n_spans) {
+    uint64_t n = 0;
+    for (int i = 0; i < n_spans; i++) {
+        const gr_sequence *s = e->spans[i].user;
+        n += (uint64_t)s->job->result.completion_tokens;
+    }
+    return n;
+}
+
+/* Before the sequences move on. */
+static step_count count_rows(const gr_engine *e, int n_spans) {
+    step_count c = {.adapters = count_adapters(e, n_spans), .drawn = count_drawn(e, n_spans)};
+    for (int i = 0; i < n_spans; i++) {
+        bool generates = gr_sequence_generates(e->spans[i].user);
+        *(generates ? &c.generating : &c.prompt) += (uint64_t)e->spans[i].n;
+    }
+    return c;
+}
+
+/* The bucket of graft_stats' histograms. */
+static int step_bucket(uint64_t n) {
+    int bucket = n > 0;
+    while (bucket > 0 && bucket < GRAFT_STEP_BUCKETS - 1 && n > UINT64_C(1) << (bucket - 1)) {
+        bucket++;
+    }
+    return bucket;
+}
+
+static void add_step(graft_stats *s, const step_count *c) {
+    s->decode_tokens += c->generating;
+    s->prompt_tokens += c->prompt;
+    s->completion_tokens += c->drawn;
+    if (c->prompt > 0) {
+        s->prompt_steps++;
+        s->prompt_ms += c->ms;
+    } else {
+        s->decode_steps++;
+        s->decode_ms += c->ms;
+    }
+    s->last_rows = c->generating + c->prompt;
+    s->last_adapters = c->adapters;
+    s->step_rows += s->last_rows;
+    s->step_adapters += s->last_adapters;
+    s->rows_per_step[step_bucket(s->last_rows)]++;
+    s->adapters_per_step[step_bucket(s->last_adapters)]++;
+}
+
+static void note_step(gr_engine *e, const step_count *c, bool rows_work) {
     gr_decoder_stats of_decoder = gr_decoder_get_stats(e->decoder);
     gr_mutex_lock(&e->mutex);
     graft_stats *s = &e->stats;
-    s->decode_tokens += generating;
-    s->prompt_tokens += prompt;
-    if (prompt > 0) {
-        s->prompt_steps++;
-        s->prompt_ms += ms;
-    } else {
-        s->decode_steps++;
-        s->decode_ms += ms;
-    }
+    add_step(s, c);
+    s->cached_tokens += e->cached;
+    e->cached = 0;
     s->largest_batch = of_decoder.largest_batch;
     s->most_adapters = of_decoder.most_adapters;
     s->retried_steps = of_decoder.retried_steps;
@@ -673,12 +735,12 @@ static void note_step(gr_engine *e, uint64_t generating, uint64_t prompt, double
 }
 
 static void step(gr_engine *e) {
-    uint64_t generating, prompt;
     int n = plan_step(e);
-    count_rows(e, n, &generating, &prompt);
+    step_count c = count_rows(e, n);
     int64_t begin = gr_now_us();
     bool rows_work = gr_decoder_run(e->decoder, e->spans, n, e->rows, on_logits, e);
-    double ms = (double)(gr_now_us() - begin) / 1e3;
+    c.ms = (double)(gr_now_us() - begin) / 1e3;
+    c.drawn = count_drawn(e, n) - c.drawn;
     for (int i = 0; i < n; i++) {
         gr_sequence *s = e->spans[i].user;
         if (e->spans[i].error.code) {
@@ -688,8 +750,9 @@ static void step(gr_engine *e) {
             judge(e, s);
         }
     }
-    note_step(e, generating, prompt, ms, rows_work);
+    note_step(e, &c, rows_work);
     retire(e);
+    gr_slot_board_post(e->board, e->slots);
 }
 
 /* ---- the thread ---------------------------------------------------------------------------------------- */
@@ -719,6 +782,7 @@ static void *decode_thread(void *arg) {
     open_on_thread(e);
     while (collect(e)) {
         cancel_active(e);
+        gr_slot_board_post(e->board, e->slots);
         if (e->n_active > 0) {
             step(e);
         }
@@ -763,6 +827,10 @@ static int make_parts(gr_engine *e, graft_error *err) {
         e->slots[i].slot = i;
         e->slots[i].tokens = e->tokens + (size_t)i * (size_t)e->options.context;
         e->prefixes[i].tokens = e->slots[i].tokens;
+    }
+    rc = gr_slot_board_create(&e->board, e->options.slots, err);
+    if (rc) {
+        return rc;
     }
     const gr_engine_options *o = &e->options;
     gr_decoder_options decoder = {o->slots, o->context, o->batch, o->threads, o->kv_type, e->n_slots > o->slots, o->log};
@@ -830,6 +898,7 @@ void gr_engine_free(gr_engine *e) {
     }
     gr_engine_stop(e);
     gr_decoder_free(e->decoder);
+    gr_slot_board_free(e->board);
     gr_free(e->spans);
     gr_free(e->tokens);
     gr_free(e->draw.scratch);
@@ -985,7 +1054,17 @@ void gr_engine_bell(gr_engine *e, gr_mutex **mutex, gr_cond **bell, bool **news)
 void gr_engine_stats(const gr_engine *e, graft_stats *out) {
     gr_mutex_lock(mutex_of(e));
     *out = e->stats;
+    out->waiting = e->n_waiting;
+    if (e->step_began) {
+        out->running = e->n_running;
+    } else { /* idle: these are of the last step */
+        out->last_rows = out->last_adapters = 0;
+    }
     gr_mutex_unlock(mutex_of(e));
+}
+
+int gr_engine_slots(graft_slot_list **out, const gr_engine *e, graft_error *err) {
+    return gr_slot_board_read(out, e->board, err);
 }
 
 const char *gr_engine_kernels(const gr_engine *e) {

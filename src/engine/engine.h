@@ -94,6 +94,8 @@ const char *gr_engine_apply_reason(const gr_engine *e);
 const char *gr_engine_kernels(const gr_engine *e);
 uint64_t gr_engine_context_bytes(const gr_engine *e);
 void gr_engine_stats(const gr_engine *e, graft_stats *out);
+/* As graft_slots. */
+int gr_engine_slots(graft_slot_list **out, const gr_engine *e, graft_error *err);
 /* Facts about the base's vocabulary. Valid until gr_engine_free. */
 const gr_vocab *gr_engine_vocab(const gr_engine *e);
 

@@ -75,6 +75,9 @@ static void *work(void *arg) {
             graft_set_apply(w->g, roll(&w->seed, 2) ? GRAFT_APPLY_GROUPED : GRAFT_APPLY_AUTO, NULL);
             graft_model_get_info(w->g, &info);
             graft_get_stats(w->g, &stats);
+            graft_slot_list *slots = NULL;
+            atomic_fetch_add(w->wrong, graft_slots(&slots, w->g, NULL) != 0 || slots->n != 4);
+            graft_slot_list_free(slots);
         }
     }
     return NULL;
