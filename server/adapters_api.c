@@ -102,6 +102,12 @@ static void run_change(srv_task *t) {
 
 static void change_done(srv_task *t) {
     change *c = (change *)(void *)t;
+    if (c->switched) {
+        srv_default now = {.scale = 1};
+        snprintf(now.project, sizeof now.project, "%s", c->name.project);
+        snprintf(now.adapter, sizeof now.adapter, "%s", c->name.adapter);
+        srv_defaults_set(c->s, &now, 1);
+    }
     if (c->x) {
         reply_change(c->x, c);
     }
@@ -479,9 +485,9 @@ static void reply_current(srv_exchange *x, const char *project, const char *adap
 }
 
 void srv_get_current(srv_exchange *x) {
-    char project[GRAFT_NAME_SIZE], adapter[GRAFT_NAME_SIZE];
-    if (graft_current_project(x->s->g, project, adapter, NULL) == 0 && srv_may(x, project)) {
-        reply_current(x, project, adapter);
+    const srv_default *d = srv_defaults_current(x->s);
+    if (d && srv_may(x, d->project)) {
+        reply_current(x, d->project, d->adapter);
     } else {
         srv_reply_error(x, 404, "not_found", NULL, "no project is the current one: requests without `model` get the base");
     }

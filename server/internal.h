@@ -3,7 +3,9 @@
 #define SRV_INTERNAL_H
 
 #include "connections.h"
+#include "defaults.h"
 #include "loop.h"
+#include "rates.h"
 #include "relay.h"
 #include "server.h"
 #include "tls.h"
@@ -51,6 +53,8 @@ struct server {
     int n_exchanges;
     uint64_t next_id;
     srv_counters count;
+    srv_defaults defaults;
+    srv_rates rates;
 };
 
 void srv_histogram_add(graft_histogram *h, int64_t us);

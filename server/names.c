@@ -55,8 +55,12 @@ bool srv_name_find(const srv_exchange *x, srv_name *out, const char *text, const
     const server *s = x->s;
     char name[2 * SRV_ID_SIZE], quoted[GR_QUOTE_SIZE];
     if (!text) {
-        *out = (srv_name){0};
-        out->base = graft_current_project(s->g, out->project, out->adapter, NULL) != 0 || !srv_may(x, out->project);
+        const srv_default *d = srv_defaults_current(s);
+        *out = (srv_name){.base = !d || !srv_may(x, d->project)};
+        if (!out->base) {
+            snprintf(out->project, sizeof out->project, "%s", d->project);
+            snprintf(out->adapter, sizeof out->adapter, "%s", d->adapter);
+        }
         return true;
     }
     if (strcmp(text, s->base_id) == 0) {

@@ -348,6 +348,16 @@ static bool take_lora_item(openai_request *r, const srv_exchange *x, json_t *ite
     return add_use(r, &found, (float)factor, f);
 }
 
+/* What was set for requests that name nothing: defaults.h. */
+static void take_defaults(openai_request *r, const srv_exchange *x) {
+    srv_name names[SRV_DEFAULTS];
+    float scales[SRV_DEFAULTS];
+    size_t n = srv_default_uses(x, names, scales);
+    for (size_t i = 0; i < n; i++) {
+        add_use(r, &names[i], scales[i], NULL); /* there is room: no more can be set than added up */
+    }
+}
+
 /* `model`, then `lora`, whose adapters are added to it. */
 static bool take_adapters(openai_request *r, const srv_exchange *x, graft_request *d, srv_fault *f) {
     json_t *model = field(r, "model"), *lora = field(r, "lora"), *fallback = field(r, "fallback");
@@ -355,10 +365,12 @@ static bool take_adapters(openai_request *r, const srv_exchange *x, graft_reques
     if (model && !json_is_string(model)) {
         return bad(f, "model", "a string is needed");
     }
-    if (!srv_name_find(x, &name, json_string_value(model), "model", f) || !add_use(r, &name, 1, f)) {
+    if (!model && !lora) {
+        take_defaults(r, x);
+    } else if (!srv_name_find(x, &name, model ? json_string_value(model) : x->s->base_id, "model", f) || !add_use(r, &name, 1, f)) {
         return false;
     }
-    r->model = model ? json_string_value(model) : name.base ? x->s->base_id : r->adapter;
+    r->model = model ? json_string_value(model) : r->n_uses && !lora ? r->adapter : x->s->base_id;
     if (lora && !json_is_array(lora)) {
         return bad(f, "lora", "a list of objects is needed");
     }

@@ -29,6 +29,7 @@ static const srv_route routes[] = {
     {EVHTTP_REQ_GET, "/health", srv_get_health, SRV_ANYONE},
     {EVHTTP_REQ_GET, "/v1/health", srv_get_health, SRV_ANYONE},
     {EVHTTP_REQ_GET, "/metrics", srv_get_metrics, SRV_ADMIN},
+    {EVHTTP_REQ_GET, "/v1/status", srv_get_status, SRV_KEY},
 };
 
 enum { N_ROUTES = sizeof routes / sizeof routes[0] };

@@ -42,5 +42,7 @@ void srv_get_health(srv_exchange *x);
 void srv_post_scan(srv_exchange *x);
 /* metrics_page.c */
 void srv_get_metrics(srv_exchange *x);
+/* status_api.c */
+void srv_get_status(srv_exchange *x);
 
 #endif

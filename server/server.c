@@ -265,6 +265,7 @@ static void on_tick(evutil_socket_t fd, short what, void *user) {
     (void)what;
     srv_connections_tick(&s->connections);
     srv_relay_tick(&s->relay);
+    srv_rates_tick(&s->rates, s->g, gr_now_us());
     if (s->drain_until) {
         srv_connections_close_idle(&s->connections);
     }
