@@ -317,7 +317,8 @@ typedef struct graft_model_info {
     const char *description;   /* libllama's one-line description, for example "llama 135M Q4_1" */
     uint64_t weight_bytes;     /* base weights */
     uint64_t context_bytes;    /* KV cache and compute buffers, measured when the context was made */
-    int n_vocab, n_layer, context, slots;
+    int n_vocab, n_layer, n_embd, context, slots; /* n_embd: values of an embedding */
+    const char *fingerprint;   /* of the tensors' names and shapes, 64 hex digits: as graft_registered.base */
     bool adapters_supported;
     graft_apply apply;         /* ROWS or GROUPED, never AUTO */
     const char *apply_reason;  /* why: the self-test's outcome in a few words */
@@ -459,6 +460,18 @@ typedef struct graft_token {
 /* On the decode thread, before the token's text is handed to on_text (which may hold text back for a stop string). */
 typedef void (*graft_token_fn)(const graft_token *token, void *user);
 
+/* What a request runs with. Valid during the call only. */
+typedef struct graft_start {
+    const char *project, *adapter; /* of the first adapter that was given by name; "" = none was */
+    const char *generation;        /* as in graft_result */
+    const graft_error *fallback;   /* likewise; never NULL */
+    int cached_tokens;             /* likewise */
+} graft_start;
+
+/* A slot is free and the adapters are there: the request runs from now on. Once, on the decode thread, before every other callback;
+ * never for a request that ends in the queue. */
+typedef void (*graft_start_fn)(const graft_start *start, void *user);
+
 typedef struct graft_job graft_job;
 struct graft_result;
 
@@ -494,6 +507,7 @@ typedef struct graft_request {
     int top_logprobs;            /* likeliest tokens that on_token shows, 0 to 20 (0) */
     bool cache_prompt;           /* reuse what the KV cache holds of the same beginning, with the same adapters, and leave it for
                                     others (true). Figures then depend in their last bits on what was reused; false for exact repeats */
+    graft_start_fn on_start;     /* NULL = only the result tells */
     graft_text_fn on_text;       /* NULL = only the whole text at the end */
     graft_token_fn on_token;     /* NULL = none: probabilities are then not computed */
     graft_end_fn on_end;         /* NULL = graft_job_wait tells */

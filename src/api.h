@@ -29,6 +29,7 @@ struct graft {
     gr_log log;      /* what the layers below get: see on_log in graft.c */
     gr_log user_log;
     int slots, context, threads;
+    char fingerprint[65]; /* of the base, as text */
     graft_adapter_type adapter_type;
     uint64_t max_adapter_bytes;
 

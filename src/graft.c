@@ -6,6 +6,7 @@
 #include "engine/meter.h"
 #include "engine/scheduler.h"
 #include "loader/budget.h"
+#include "model/sha256.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -106,6 +107,7 @@ static int check_options(const graft_options *o, graft_error *err) {
 /* What the options leave open, now that the model is known. */
 static int resolve(graft *g, const graft_options *o, graft_error *err) {
     int own = g->base->n_ctx_train < MIN_CONTEXT ? MIN_CONTEXT : g->base->n_ctx_train;
+    gr_sha256_hex(g->fingerprint, g->base->fingerprint);
     g->slots = o->slots;
     g->context = o->context ? o->context : own < DEFAULT_CONTEXT ? own : DEFAULT_CONTEXT;
     g->threads = o->threads ? o->threads : gr_physical_cores();
@@ -278,6 +280,8 @@ void graft_model_get_info(const graft *g, graft_model_info *out) {
         .context_bytes = gr_engine_context_bytes(g->engine),
         .n_vocab = m->n_vocab,
         .n_layer = m->n_layer,
+        .n_embd = m->n_embd,
+        .fingerprint = g->fingerprint,
         .context = g->context,
         .slots = g->slots,
         .adapters_supported = m->arch != NULL,

@@ -307,6 +307,7 @@ static void enter_slot(gr_engine *e, graft_job *job, const gr_placement *at, con
         p->key = *key;
     }
     e->n_active++;
+    gr_job_start(job);
 }
 
 /* Puts the list's jobs into slots and returns those left: with `going_on` the ones that cannot go on in a slot as it is. */

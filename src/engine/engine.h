@@ -57,6 +57,7 @@ typedef struct gr_job_spec {
     graft_sampling sampling;  /* grammar: owned copy or NULL */
     char **stop;              /* owned */
     size_t n_stop;
+    graft_start_fn on_start;
     graft_text_fn on_text;
     graft_logit_bias *logit_bias; /* owned; tokens within the vocabulary, finite */
     size_t n_logit_bias;

@@ -188,6 +188,15 @@ void gr_job_equip(graft_job *job) {
     job->equipped = gr_now_us();
 }
 
+void gr_job_start(const graft_job *job) {
+    const gr_want *want = job->supply ? gr_supply_want(job->supply, 0) : NULL;
+    graft_start start = {.project = want ? want->project : "", .adapter = want ? want->adapter : "", .generation = job->spec.generation,
+                         .fallback = &job->spec.fallback, .cached_tokens = job->result.cached_tokens};
+    if (job->spec.on_start) {
+        job->spec.on_start(&start, job->spec.user);
+    }
+}
+
 /* For the history of each adapter that was leased. */
 static void note_use(const graft_job *job, double ms) {
     uint64_t tokens = (uint64_t)job->result.prompt_tokens + (uint64_t)job->result.completion_tokens;

@@ -51,6 +51,8 @@ void gr_adapter_set_trim(gr_adapter_set *set);
 
 /* The supply is ready: puts its adapters into the spec's set, notes generation and fallback. */
 void gr_job_equip(graft_job *job);
+/* The job is in a slot: says so to on_start. */
+void gr_job_start(const graft_job *job);
 /* Fills the result, releases adapters, leases and sampler. The decode thread's. */
 void gr_job_conclude(graft_job *job, const gr_ending *ending);
 /* Says so to who waits, and first to on_end. The job may be gone when this returns. */

@@ -73,6 +73,9 @@ static void test_info(void **state) {
     graft_model_get_info(g, &info);
     assert_string_equal(info.architecture, "llama");
     assert_int_equal(info.n_vocab, 264);
+    assert_int_equal(info.n_embd, 64);
+    assert_int_equal(strspn(info.fingerprint, "0123456789abcdef"), 64);
+    assert_int_equal(strlen(info.fingerprint), 64);
     assert_int_equal(info.context, 128);
     assert_int_equal(info.slots, 4);
     assert_int_equal(info.threads, 1);

@@ -197,6 +197,62 @@ static void an_adapter_for_another_base_falls_back_and_says_so(void **state) {
     assert_int_equal(ask("good").fallback.code, 0);
 }
 
+typedef struct seen_start {
+    char project[GRAFT_NAME_SIZE], adapter[GRAFT_NAME_SIZE], generation[65];
+    int fallback, cached_tokens, n;
+} seen_start;
+
+static void see_start(const graft_start *start, void *user) {
+    seen_start *s = user;
+    s->n++;
+    snprintf(s->project, sizeof s->project, "%s", start->project);
+    snprintf(s->adapter, sizeof s->adapter, "%s", start->adapter);
+    snprintf(s->generation, sizeof s->generation, "%s", start->generation);
+    s->fallback = start->fallback->code;
+    s->cached_tokens = start->cached_tokens;
+}
+
+/* Before its first token a request knows what its result will tell. */
+static void the_start_tells_who_answers(void **state) {
+    (void)state;
+    static const char *const names[] = {"other", "good", "good"};
+    add("other", "adapters/qwen3/plain");
+    add("good", "adapters/llama/plain");
+    open_world();
+    for (int i = 0; i < 3; i++) {
+        seen_start seen = {.fallback = -1};
+        graft_adapter_use use = {.scale = 1, .project = names[i]};
+        graft_request r = request(PROMPT, TOKENS);
+        r.adapters = &use;
+        r.n_adapters = 1;
+        r.on_start = see_start;
+        r.user = &seen;
+        graft_job *job = submit_or_fail(w.g, &r);
+        const graft_result *result = graft_job_wait(job);
+        assert_int_equal(seen.n, 1);
+        assert_string_equal(seen.project, names[i]);
+        assert_string_equal(seen.adapter, "default");
+        assert_string_equal(seen.generation, result->generation);
+        assert_int_equal(strlen(seen.generation), i ? 64 : 0);
+        assert_int_equal(seen.fallback, result->fallback.code);
+        assert_int_equal(seen.fallback != 0, i == 0);
+        assert_int_equal(seen.cached_tokens, result->cached_tokens);
+        assert_int_equal(seen.cached_tokens > 0, i == 2);
+        graft_job_free(job);
+    }
+    /* It cannot be had at all: the end is all that is told. */
+    seen_start seen = {0};
+    graft_adapter_use use = {.scale = 1, .project = "other"};
+    graft_request r = request(PROMPT, TOKENS);
+    r.adapters = &use;
+    r.n_adapters = 1;
+    r.fallback = GRAFT_FALLBACK_ERROR;
+    r.on_start = see_start;
+    r.user = &seen;
+    assert_int_equal(run(w.g, &r).finish, GRAFT_FINISH_ERROR);
+    assert_int_equal(seen.n, 0);
+}
+
 static int count_events(const char *project, const char *kind, int code) {
     graft_event_list *l;
     int n = 0;
@@ -1233,6 +1289,7 @@ int main(void) {
         WORLD_TEST(requests_for_several_adapters_do_not_block_each_other),
         WORLD_TEST(scoring_by_name_never_falls_back),
         WORLD_TEST(an_adapter_for_another_base_falls_back_and_says_so),
+        WORLD_TEST(the_start_tells_who_answers),
         WORLD_TEST(what_happened_is_in_the_registrys_events),
         WORLD_TEST(fallback_can_be_an_error_for_all_or_for_one),
         WORLD_TEST(what_is_not_registered_is_always_an_error),

@@ -10,7 +10,7 @@
 /* ---- on_end ----------------------------------------------------------------------------------------------- */
 
 typedef struct ends {
-    atomic_int n_text, n_end, text_after_end;
+    atomic_int n_start, n_text, n_end, text_after_end, start_is_late;
     graft_finish finish;
     int completion_tokens, code;
     char text[512];
@@ -24,6 +24,16 @@ static void ends_init(ends *e) {
     memset(e, 0, sizeof *e);
     pthread_mutex_init(&e->mutex, NULL);
     pthread_cond_init(&e->told, NULL);
+}
+
+static void on_start(const graft_start *start, void *user) {
+    ends *e = user;
+    e->n_start++;
+    e->start_is_late += e->n_text + e->n_end > 0;
+    assert_string_equal(start->project, "");
+    assert_string_equal(start->adapter, "");
+    assert_string_equal(start->generation, "");
+    assert_int_equal(start->fallback->code, 0);
 }
 
 static bool count_text(const char *text, size_t length, void *user) {
@@ -54,6 +64,7 @@ static void on_end(graft_job *job, const graft_result *r, void *user) {
 static graft_request told_request(ends *e, int max_tokens) {
     graft_request r = request("tell me of the end", max_tokens);
     ends_init(e);
+    r.on_start = on_start;
     r.on_text = count_text;
     r.on_end = on_end;
     r.user = e;
@@ -67,6 +78,8 @@ static void test_end_is_told(void **state) {
     graft_request r = told_request(&e, 9);
     answer a = run(g, &r);
     assert_int_equal(e.n_end, 1);
+    assert_int_equal(e.n_start, 1);
+    assert_int_equal(e.start_is_late, 0);
     assert_int_equal(e.finish, GRAFT_FINISH_LENGTH);
     assert_int_equal(e.completion_tokens, 9);
     assert_string_equal(e.text, a.text);
@@ -94,11 +107,14 @@ static void test_every_end_is_told(void **state) {
     graft_job_cancel(jobs[4]);
     assert_int_equal(graft_job_wait(jobs[4])->finish, GRAFT_FINISH_CANCELLED);
     assert_int_equal(e[4].n_end, 1);
+    assert_int_equal(e[4].n_start, 0); /* never left the queue */
     assert_int_equal(e[4].code, GRAFT_E_CANCELLED);
     graft_close(g);
     for (int i = 0; i < N; i++) {
         const graft_result *result = graft_job_wait(jobs[i]);
         assert_int_equal(e[i].n_end, 1);
+        assert_true(e[i].n_start <= 1 && e[i].n_start >= (e[i].n_text > 0));
+        assert_int_equal(e[i].start_is_late, 0);
         assert_int_equal(e[i].finish, result->finish);
         assert_int_equal(e[i].code, result->error.code);
         graft_job_free(jobs[i]);
