@@ -44,5 +44,8 @@ void srv_post_scan(srv_exchange *x);
 void srv_get_metrics(srv_exchange *x);
 /* status_api.c */
 void srv_get_status(srv_exchange *x);
+/* dashboard.c */
+void srv_get_root(srv_exchange *x);
+void srv_get_dashboard_file(srv_exchange *x);
 
 #endif
