@@ -34,6 +34,14 @@ int cmd_bench_cache(int argc, char **argv);
 int cmd_demo(int argc, char **argv);
 int cmd_config(int argc, char **argv);
 int cmd_serve(int argc, char **argv);
+int cmd_ps(int argc, char **argv);
+int cmd_load(int argc, char **argv);
+int cmd_unload(int argc, char **argv);
+int cmd_pin(int argc, char **argv);
+int cmd_unpin(int argc, char **argv);
+int cmd_switch(int argc, char **argv);
+int cmd_chat(int argc, char **argv);
+int cmd_doctor(int argc, char **argv);
 
 /* ---- errors and memory (output.c) --------------------------------------------------------------------- */
 
@@ -45,6 +53,8 @@ bool cli_json(void);
 int cli_error(const graft_error *err);
 int cli_fail(int code, const char *format, ...) GR_PRINTF(2, 3);
 int cli_usage(const char *format, ...) GR_PRINTF(1, 2);
+/* The same with a code that is not graft.h's: a server's, or one of asking it. */
+int cli_fail_as(const char *code, const char *format, ...) GR_PRINTF(2, 3);
 /* Prints the error line on stderr only, where stdout tells the failure in its own way. */
 void cli_error_line(const graft_error *err);
 
@@ -139,6 +149,7 @@ typedef struct cli_command {
     size_t n_options;
     cli_settings *settings; /* NULL = it has none, and reads neither file nor environment */
     uint64_t uses;          /* CLI_SET(…) of those that are flags here */
+    graft_error *bad_settings; /* takes what is wrong with file and environment, and the command goes on; NULL = it fails */
 } cli_command;
 
 /*
@@ -247,10 +258,17 @@ char *cli_temp_path(const char *format, ...) GR_PRINTF(1, 2);
 /* Makes one folder, for this user alone. */
 int cli_make_folder(const char *path, graft_error *err);
 
+/* ---- the key of a server (api_key.c) ------------------------------------------------------------------ */
+
+/* The first line of the file that the settings name, else GRAFT_API_KEY; NULL without either. Lives until the program ends. */
+int cli_api_key(const char **key, const cli_settings *s, graft_error *err);
+
 /* ---- the terminal (terminal.c) ------------------------------------------------------------------------ */
 
 /* A bar on stderr if that is a terminal. `what` is a short word or two. */
 void cli_progress(const char *what, double done, double total);
+/* The same for work whose end is not known: "loading alder … 3 s". */
+void cli_waiting(const char *what, int seconds);
 /* Wipes the bar; harmless without one. To be called before anything else is written. */
 void cli_progress_end(void);
 /* No bars any more: many log lines are to come. */
@@ -285,5 +303,10 @@ void cli_interrupt_start(void);
 bool cli_interrupted(void);
 /* The jobs to cancel: until cli_interrupt_watch(NULL, 0), which must come before they are freed. */
 void cli_interrupt_watch(graft_job *const *jobs, size_t n);
+
+/* Another way, for a program that goes on after Ctrl-C: SIGINT does nothing but make this descriptor readable (-1: there is
+ * none, and SIGINT ends the process), until cli_interrupt_taken, which tells whether there was one. Not with the above. */
+int cli_interrupt_fd(void);
+bool cli_interrupt_taken(void);
 
 #endif

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SLOTS = 8, KEY_FILE_MOST = 4096 };
+enum { SLOTS = 8 };
 
 typedef struct serve {
     cli_settings set;
@@ -18,7 +18,6 @@ typedef struct serve {
     const char *port_file;
     int write_ms, request_ms, idle_ms, connections;
     const char *key;
-    gr_buffer key_file;
 } serve;
 
 static int parse(serve *v, int argc, char **argv) {
@@ -60,25 +59,6 @@ static int parse(serve *v, int argc, char **argv) {
                 CLI_SET_SERVER,
     };
     return cli_parse(&command, argc, argv, NULL);
-}
-
-/* From the environment or, before that, from the file without the line's end. */
-static int read_key(serve *v) {
-    graft_error err = {0};
-    const char *variable = getenv("GRAFT_API_KEY");
-    v->key = variable && *variable ? variable : NULL;
-    gr_buffer_init(&v->key_file, KEY_FILE_MOST);
-    if (!v->set.api_key_file) {
-        return CLI_GO;
-    }
-    if (cli_read(&v->key_file, v->set.api_key_file, &err) != 0) {
-        return cli_error(&err);
-    }
-    if (v->key_file.data) {
-        v->key_file.data[strcspn(v->key_file.data, "\r\n")] = '\0';
-    }
-    v->key = v->key_file.data ? v->key_file.data : "";
-    return CLI_GO;
 }
 
 static int write_port(const char *path, int port) {
@@ -173,7 +153,7 @@ int cmd_serve(int argc, char **argv) {
     if (status == CLI_GO && !v.set.model) {
         status = cli_usage("-m MODEL (or the setting `model`) is needed; see graft serve --help");
     }
-    if (status == CLI_GO) status = read_key(&v);
+    if (status == CLI_GO) status = cli_api_key(&v.key, &v.set, &err) == 0 ? CLI_GO : cli_error(&err);
     if (status == CLI_GO) {
         server_options o = server_options_default();
         fill_options(&v, &o);
@@ -184,6 +164,5 @@ int cmd_serve(int argc, char **argv) {
         status = run(&v, s);
     }
     server_close(s);
-    gr_buffer_finish(&v.key_file);
     return status;
 }

@@ -7,6 +7,8 @@
 
 #include "base/thread.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -75,4 +77,40 @@ void cli_interrupt_watch(graft_job *const *jobs, size_t n) {
     if (cli_interrupted()) {
         cancel_watched();
     }
+}
+
+/* ---- for who reads ------------------------------------------------------------------------------------ */
+
+static int ends[2] = {-1, -1};
+
+/* Only write() may be called here. A full pipe is as good as one byte more. */
+static void leave_a_byte(int signal_number) {
+    int saved = errno;
+    ssize_t unused = write(ends[1], "", 1);
+    (void)unused;
+    (void)signal_number;
+    errno = saved;
+}
+
+int cli_interrupt_fd(void) {
+    struct sigaction act = {.sa_handler = leave_a_byte};
+    if (ends[0] >= 0 || pipe(ends) != 0) {
+        return ends[0];
+    }
+    for (int i = 0; i < 2; i++) {
+        fcntl(ends[i], F_SETFL, O_NONBLOCK);
+        fcntl(ends[i], F_SETFD, FD_CLOEXEC);
+    }
+    sigemptyset(&act.sa_mask);
+    sigaction(SIGINT, &act, NULL);
+    return ends[0];
+}
+
+bool cli_interrupt_taken(void) {
+    char bytes[64];
+    bool any = false;
+    while (ends[0] >= 0 && read(ends[0], bytes, sizeof bytes) > 0) {
+        any = true;
+    }
+    return any;
 }

@@ -357,9 +357,9 @@ static int parse_flags(const cli_command *command, int argc, char **argv, const 
     return CLI_GO;
 }
 
-static int load_settings(cli_settings *s) {
+static int load_settings(cli_settings *s, graft_error *bad) {
     graft_error err = {0};
-    if (cli_settings_load(s, &err) != 0) {
+    if (cli_settings_load(s, bad ? bad : &err) != 0 && !bad) {
         cli_error(&err);
         return CLI_USAGE;
     }
@@ -388,5 +388,5 @@ int cli_parse(const cli_command *command, int argc, char **argv, int *rest) {
     if (rest) {
         *rest = optind;
     }
-    return command->settings ? load_settings(command->settings) : CLI_GO;
+    return command->settings ? load_settings(command->settings, command->bad_settings) : CLI_GO;
 }

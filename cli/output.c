@@ -22,24 +22,48 @@ bool cli_json(void) {
 
 /* ---- errors ------------------------------------------------------------------------------------------- */
 
-void cli_error_line(const graft_error *err) {
+static void error_line(const char *code, const char *message) {
     gr_buffer line;
     gr_buffer_init(&line, 4096);
-    cli_clean(&line, err->message, strlen(err->message), false);
+    cli_clean(&line, message, strlen(message), false);
     cli_progress_end();
     fflush(stdout); /* the answer so far comes before the complaint */
-    fprintf(stderr, "graft: error: %s: %s\n", graft_error_name(err->code), line.data ? line.data : "");
+    fprintf(stderr, "graft: error: %s: %s\n", code, line.data ? line.data : "");
     gr_buffer_finish(&line);
 }
 
-int cli_error(const graft_error *err) {
-    cli_error_line(err);
+void cli_error_line(const graft_error *err) {
+    error_line(graft_error_name(err->code), err->message);
+}
+
+static json_t *error_json(const char *code, const char *message) {
+    json_t *object = cli_json_object();
+    cli_json_set(object, "code", cli_json_string(code));
+    cli_json_set(object, "message", cli_json_string(message));
+    return object;
+}
+
+static int tell(const char *code, const char *message) {
+    error_line(code, message);
     if (json_wanted) {
         json_t *object = cli_json_object();
-        cli_json_set(object, "error", cli_json_error(err));
+        cli_json_set(object, "error", error_json(code, message));
         cli_json_print(object);
     }
     return CLI_FAILED;
+}
+
+int cli_error(const graft_error *err) {
+    return tell(graft_error_name(err->code), err->message);
+}
+
+int cli_fail_as(const char *code, const char *format, ...) {
+    char message[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(message, sizeof message, format, args);
+    va_end(args);
+    return tell(code, message);
 }
 
 static int error_va(int code, const char *format, va_list args) GR_PRINTF(2, 0);
@@ -249,10 +273,7 @@ void cli_json_append(json_t *array, json_t *value) {
 }
 
 json_t *cli_json_error(const graft_error *err) {
-    json_t *object = cli_json_object();
-    cli_json_set(object, "code", cli_json_string(graft_error_name(err->code)));
-    cli_json_set(object, "message", cli_json_string(err->message));
-    return object;
+    return error_json(graft_error_name(err->code), err->message);
 }
 
 /* Nine digits tell every float32 from its neighbours, and do not show a double's noise. */

@@ -44,9 +44,11 @@ static char *user_file(const char *variable, const char *below, const char *file
 #if defined(__APPLE__)
 #define CONFIG_BELOW "/Library/Application Support/graft/"
 #define DATA_BELOW "/Library/Application Support/graft/"
+#define STATE_BELOW "/Library/Application Support/graft/"
 #else
 #define CONFIG_BELOW "/.config/graft/"
 #define DATA_BELOW "/.local/share/graft/"
+#define STATE_BELOW "/.local/state/graft/"
 #endif
 
 void cli_place_config(char **out) {
@@ -55,6 +57,10 @@ void cli_place_config(char **out) {
 
 void cli_place_registry(char **out) {
     *out = user_file("XDG_DATA_HOME", DATA_BELOW, "registry.db");
+}
+
+void cli_place_state(char **out) {
+    *out = user_file("XDG_STATE_HOME", STATE_BELOW, "chat_history");
 }
 
 void cli_place_ollama(char **out) {

@@ -69,7 +69,7 @@ const cli_setting cli_setting_table[CLI_N_SETTINGS] = {
     [CLI_ID_INSECURE_LISTEN] = {"insecure_listen", "insecure-listen", 0, CLI_BOOL, NULL, AT(insecure_listen), 0, 0,
                                 "listen on another address than the loopback's without a key"},
     [CLI_ID_API_KEY_FILE] = {"api_key_file", "api-key-file", 0, CLI_PATH, "FILE", AT(api_key_file), 0, 0,
-                             "a file whose first line is the key that clients must send\n(default: GRAFT_API_KEY in the environment, else none)"},
+                             "a file whose first line is the key that clients must send, and that\ncommands send (default: GRAFT_API_KEY in the environment, else none)"},
     [CLI_ID_TLS_CERT] = {"tls_cert", "tls-cert", 0, CLI_PATH, "FILE", AT(tls_cert), 0, 0,
                          "serve HTTPS with the certificate (and its chain) of this PEM file"},
     [CLI_ID_TLS_KEY] = {"tls_key", "tls-key", 0, CLI_PATH, "FILE", AT(tls_key), 0, 0,
@@ -82,6 +82,10 @@ const cli_setting cli_setting_table[CLI_N_SETTINGS] = {
                            "most seconds for one request, 0 = no limit"},
     [CLI_ID_DRAIN_S] = {"drain_s", "drain-s", 0, CLI_INT, "S", AT(drain_s), 0, 86400,
                         "seconds that answers may go on after SIGTERM"},
+    [CLI_ID_SERVER] = {"server", "server", 0, CLI_STRING, "URL", AT(server), 0, 0,
+                       "the server that commands ask (default: http://127.0.0.1:PORT, the\nsettings host and port if they are set)"},
+    [CLI_ID_CA_FILE] = {"ca_file", "ca-file", 0, CLI_PATH, "FILE", AT(ca_file), 0, 0,
+                        "for https: the certificates to trust, PEM; a self-signed one for\nexample (default: the system's)"},
     [CLI_ID_LOG_LEVEL] = {"log_level", "log-level", 0, CLI_CHOICE, "debug|info|warning|error", AT(log_level), 0, 0,
                           "what is logged to stderr; -v is debug"},
     [CLI_ID_LOG_FORMAT] = {"log_format", "log-format", 0, CLI_CHOICE, "auto|human|json", AT(log_format), 0, 0,
@@ -315,9 +319,7 @@ static void fill_places(cli_settings *s) {
 int cli_settings_load(cli_settings *s, graft_error *err) {
     int code = read_file(s, err);
     code = code ? code : read_environment(s, err);
-    if (!code) {
-        fill_places(s);
-    }
+    fill_places(s);
     return code;
 }
 

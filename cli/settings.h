@@ -21,7 +21,7 @@
     X(MAX_ADAPTERS) X(MEMORY_LIMIT_MB) X(POLICY) X(FALLBACK) X(ADAPTER_WAIT_MS) X(RETRY_ATTEMPTS) X(RETRY_BASE_MS) \
     X(LOADER_THREADS) X(PROBE) X(MAX_ADAPTER_MB) X(ADAPTER_ROOT) X(REGISTRY_WAIT_MS) X(OLLAMA_MODELS) X(HF_HUB) \
     X(HOST) X(PORT) X(INSECURE_LISTEN) X(API_KEY_FILE) X(TLS_CERT) X(TLS_KEY) X(CORS_ORIGINS) X(QUEUE) X(DEADLINE_S) X(DRAIN_S) \
-    X(LOG_LEVEL) X(LOG_FORMAT)
+    X(SERVER) X(CA_FILE) X(LOG_LEVEL) X(LOG_FORMAT)
 
 enum cli_setting_id {
 #define X(id) CLI_ID_##id,
@@ -48,6 +48,8 @@ enum cli_setting_id {
 #define CLI_SET_SERVER                                                                                         \
     (CLI_SET(HOST) | CLI_SET(PORT) | CLI_SET(INSECURE_LISTEN) | CLI_SET(API_KEY_FILE) | CLI_SET(TLS_CERT) |    \
      CLI_SET(TLS_KEY) | CLI_SET(CORS_ORIGINS) | CLI_SET(QUEUE) | CLI_SET(DEADLINE_S) | CLI_SET(DRAIN_S))
+/* Asking a server that runs. */
+#define CLI_SET_REMOTE (CLI_SET(SERVER) | CLI_SET(API_KEY_FILE) | CLI_SET(CA_FILE) | CLI_SET_LOG)
 /* Commands that need a registry and no model. */
 #define CLI_SET_REGISTRY                                                                                       \
     (CLI_SET(REGISTRY) | CLI_SET(ADAPTER_ROOT) | CLI_SET(REGISTRY_WAIT_MS) | CLI_SET(MAX_ADAPTER_MB) | CLI_SET_LOG)
@@ -63,7 +65,7 @@ typedef struct cli_settings {
     bool gpu, self_test, probe;
     int max_adapters, memory_limit_mb, policy, fallback, adapter_wait_ms, retry_attempts, retry_base_ms, loader_threads;
     int max_adapter_mb, registry_wait_ms;
-    const char *host, *api_key_file, *tls_cert, *tls_key, *cors_origins;
+    const char *host, *api_key_file, *tls_cert, *tls_key, *cors_origins, *server, *ca_file;
     int port, queue, deadline_s, drain_s;
     bool insecure_listen;
     int log_level, log_format;
@@ -125,6 +127,7 @@ void cli_settings_registry_options(const cli_settings *s, graft_registry_options
 /* Where things lie when nobody says. *out: gr_free; NULL if the environment names no folder (HOME is unset). */
 void cli_place_config(char **out);   /* graft.ini in the user's folder for settings */
 void cli_place_registry(char **out); /* registry.db in the user's folder for data */
+void cli_place_state(char **out);    /* chat_history in the user's folder for what programs remember */
 void cli_place_ollama(char **out);   /* OLLAMA_MODELS, else ~/.ollama/models */
 void cli_place_hub(char **out);      /* HF_HUB_CACHE, HF_HOME/hub, else ~/.cache/huggingface/hub */
 

@@ -63,6 +63,17 @@ void cli_progress(const char *what, double done, double total) {
     pthread_mutex_unlock(&lock);
 }
 
+void cli_waiting(const char *what, int seconds) {
+    pthread_mutex_lock(&lock);
+    if (bar_possible()) {
+        fprintf(stderr, "\r%.44s … %d s", what, seconds);
+        fflush(stderr);
+        bar.shown = true;
+        bar.permille = -1;
+    }
+    pthread_mutex_unlock(&lock);
+}
+
 static void wipe(void) {
     if (bar.shown) {
         fprintf(stderr, "\r%60s\r", "");
