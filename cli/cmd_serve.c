@@ -135,6 +135,7 @@ static int run(serve *v, server *s) {
     graft *g = NULL;
     graft_error err = {0};
     int status = cli_registry_open(&registry, &v->set, false, &err) == 0 ? CLI_GO : cli_error(&err);
+    if (status == CLI_GO) status = server_check(s, registry, &err) == 0 ? CLI_GO : cli_error(&err);
     if (status == CLI_GO) status = scan(v, registry);
     if (status == CLI_GO) status = cli_model_open(&g, &v->set, registry);
     if (status == CLI_GO) {

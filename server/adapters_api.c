@@ -568,9 +568,10 @@ static void write_adapters(srv_writer *w, const srv_exchange *x) {
         graft_registry_adapter_list(&all, s->registry, NULL, NULL, NULL);
         graft_loaded_adapters(&loaded, s->g, NULL);
     }
+    size_t index = 0; /* among those that the key may see: the others' number is not its business */
     for (size_t i = 0; all && i < all->n; i++) {
         if (srv_may(x, all->items[i].project)) {
-            write_row(w, &all->items[i], in_memory(loaded, &all->items[i]), i);
+            write_row(w, &all->items[i], in_memory(loaded, &all->items[i]), index++);
         }
     }
     graft_registered_list_free(all);

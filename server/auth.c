@@ -7,6 +7,7 @@
 #include <netinet/in.h>
 #include <openssl/crypto.h>
 #include <openssl/sha.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { KEY_LEAST = 8, KEY_MOST = 512 };
@@ -22,18 +23,31 @@ static bool is_loopback(const char *host) {
 
 int srv_auth_init(server *s, graft_error *err) {
     const char *key = s->o.key;
-    if (!key) {
-        return is_loopback(s->o.host) || s->o.insecure
-                   ? 0
-                   : gr_fail(err, GRAFT_E_BAD_REQUEST,
-                             "host: %.64s can be reached from elsewhere, and there is no key; give one, or allow it (insecure)", s->o.host);
-    }
-    size_t n = strlen(key);
-    if (n < KEY_LEAST || n > KEY_MOST) {
+    size_t n = key ? strlen(key) : 0;
+    if (key && (n < KEY_LEAST || n > KEY_MOST)) {
         return gr_fail(err, GRAFT_E_BAD_REQUEST, "key: %d to %d characters are needed", KEY_LEAST, KEY_MOST);
     }
-    SHA256((const unsigned char *)key, n, s->key_hash);
+    if (key) {
+        SHA256((const unsigned char *)key, n, s->key_hash);
+    }
     return 0;
+}
+
+bool srv_auth_may_be_open(const server *s) {
+    return is_loopback(s->o.host) || s->o.insecure;
+}
+
+int server_check(server *s, graft_registry *registry, graft_error *err) {
+    if (s->o.key || graft_registry_key_count(registry) || srv_auth_may_be_open(s)) {
+        return 0;
+    }
+    return gr_fail(err, GRAFT_E_BAD_REQUEST, "host: %.64s can be reached from elsewhere, and there is no key; give one, or allow it (insecure)",
+                   s->o.host);
+}
+
+/* Also where the last key went while the address is everybody's: then nobody is let in, rather than everybody. */
+static bool asks(const server *s) {
+    return s->o.key || graft_registry_key_count(s->registry) || !srv_auth_may_be_open(s);
 }
 
 /* Hashes are compared, which have one length, in a time that does not depend on where they differ. */
@@ -69,8 +83,17 @@ static bool is_our_host(const srv_exchange *x) {
     return evutil_ascii_strcasecmp(host, "localhost") == 0 || inet_pton(AF_INET, host, &four) == 1;
 }
 
+/* Both kinds are always looked at, so that the time does not tell which it was. 0, NOT_FOUND, or why it is not known. */
+static int identify(srv_exchange *x, const char *key, graft_error *err) {
+    const server *s = x->s;
+    bool own = s->o.key && is_key(s, key);
+    int code = s->registry ? graft_registry_key_find(&x->key, s->registry, key, err) : GRAFT_E_NOT_FOUND;
+    x->admin = own || (x->key && x->key->items[0].admin);
+    return own ? 0 : code;
+}
+
 bool srv_auth_check(srv_exchange *x) {
-    if (!x->s->o.key) {
+    if (!asks(x->s)) {
         if (is_our_host(x)) {
             x->admin = true;
             return true;
@@ -79,16 +102,29 @@ bool srv_auth_check(srv_exchange *x) {
         return false;
     }
     const char *key = sent_key(x);
-    if (is_key(x->s, key)) {
-        x->admin = true;
+    graft_error err = {0};
+    int code = identify(x, key, &err);
+    if (code == 0) {
         return true;
     }
+    if (code != GRAFT_E_NOT_FOUND) {
+        srv_reply_error(x, graft_error_http(code), graft_error_name(code), NULL, "%s", err.message);
+        return false;
+    }
+    x->s->count.unauthorized++;
     srv_header(x, "WWW-Authenticate", "Bearer");
     srv_reply_error(x, 401, "invalid_api_key", NULL, *key ? "the key is not valid" : "a key is needed: Authorization: Bearer KEY");
     return false;
 }
 
+static int by_text(const void *name, const void *item) {
+    return strcmp(name, *(const char *const *)item);
+}
+
 bool srv_may(const srv_exchange *x, const char *project) {
-    (void)project;
-    return x->admin;
+    if (x->admin || !x->key) {
+        return x->admin;
+    }
+    const graft_key *k = &x->key->items[0];
+    return bsearch(project, k->projects, k->n_projects, sizeof *k->projects, by_text) != NULL;
 }

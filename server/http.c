@@ -40,6 +40,7 @@ static void log_exchange(const srv_exchange *x, bool left) {
 
 static void free_exchange(srv_exchange *x) {
     x->s->n_exchanges--;
+    graft_key_list_free(x->key);
     gr_free(x);
 }
 

@@ -27,6 +27,7 @@ struct srv_exchange {
     const char *body;      /* NUL-terminated, within the request */
     size_t body_length;
     bool admin;            /* its key is for everything (auth.h); handlers ask srv_may */
+    graft_key_list *key;   /* the registry's key that it came with, as it was then; NULL = none. Owned */
     int64_t start_us;
     int status;            /* of the reply; 0 = none yet */
     bool streaming;

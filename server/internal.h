@@ -24,6 +24,7 @@ typedef struct srv_counters {
     uint64_t prompt_tokens, completion_tokens, cached_tokens;
     graft_histogram first_token_us, total_us;
     uint64_t disconnects;   /* clients that left before their reply was complete */
+    uint64_t unauthorized;  /* requests without a key where one is asked for, or with one that is none */
 } srv_counters;
 
 struct server {

@@ -50,6 +50,7 @@ static void write_server(gr_buffer *b, const server *s) {
         row(b, "http_requests_total", "status", kinds[i], c->requests[i]);
     }
     counter(b, "http_disconnects_total", c->disconnects, "Clients that left before their reply was complete.");
+    counter(b, "http_unauthorized_total", c->unauthorized, "Requests without a key, or with one that is none.");
     counter(b, "http_timeouts_total", s->connections.timeouts, "Connections that were cut off: slow, idle or not reading.");
     gauge(b, "http_connections", (uint64_t)s->connections.n, "Open connections.");
     gauge(b, "http_requests_open", (uint64_t)s->n_exchanges, "Requests that are being answered.");

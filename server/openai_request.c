@@ -316,16 +316,22 @@ static bool add_use(openai_request *r, const srv_name *name, float scale, srv_fa
     return true;
 }
 
-/* The name of the `id`-th adapter that /v1/lora_adapters lists. */
+/* The name of the `id`-th adapter that /v1/lora_adapters lists to this key. */
 static bool name_of_id(const srv_exchange *x, json_int_t id, srv_name *out) {
     const server *s = x->s;
     graft_registered_list *list = NULL;
-    bool found = s->registry && graft_registry_adapter_list(&list, s->registry, NULL, NULL, NULL) == 0 && id >= 0 &&
-                 (uint64_t)id < list->n && srv_may(x, list->items[id].project);
-    if (found) {
-        *out = (srv_name){0};
-        snprintf(out->project, sizeof out->project, "%s", list->items[id].project);
-        snprintf(out->adapter, sizeof out->adapter, "%s", list->items[id].adapter);
+    json_int_t seen = 0;
+    bool found = false;
+    if (s->registry) {
+        graft_registry_adapter_list(&list, s->registry, NULL, NULL, NULL);
+    }
+    for (size_t i = 0; list && i < list->n && !found; i++) {
+        found = srv_may(x, list->items[i].project) && seen++ == id;
+        if (found) {
+            *out = (srv_name){0};
+            snprintf(out->project, sizeof out->project, "%s", list->items[i].project);
+            snprintf(out->adapter, sizeof out->adapter, "%s", list->items[i].adapter);
+        }
     }
     graft_registered_list_free(list);
     return found;

@@ -28,6 +28,9 @@ static const srv_route routes[] = {
     {EVHTTP_REQ_GET, "/v1/projects", srv_get_projects, SRV_KEY},
     {EVHTTP_REQ_GET, "/v1/projects/current", srv_get_current, SRV_KEY},
     {EVHTTP_REQ_POST, "/v1/projects/current", srv_post_current, SRV_ADMIN},
+    {EVHTTP_REQ_GET, "/v1/keys", srv_get_keys, SRV_ADMIN},
+    {EVHTTP_REQ_POST, "/v1/keys", srv_post_key, SRV_ADMIN},
+    {EVHTTP_REQ_DELETE, "/v1/keys/{}", srv_delete_key, SRV_ADMIN},
     {EVHTTP_REQ_GET, "/health", srv_get_health, SRV_ANYONE},
     {EVHTTP_REQ_GET, "/v1/health", srv_get_health, SRV_ANYONE},
     {EVHTTP_REQ_GET, "/metrics", srv_get_metrics, SRV_ADMIN},
@@ -76,14 +79,16 @@ static enum evhttp_cmd_type wanted(const srv_exchange *x) {
 static void allowed(const char *path, char out[64]) {
     const char *at;
     size_t length;
-    bool get = false, post = false;
+    bool get = false, post = false, delete = false;
     for (int i = 0; i < N_ROUTES; i++) {
         if (matches(routes[i].pattern, path, &at, &length)) {
             get = get || routes[i].method == EVHTTP_REQ_GET;
             post = post || routes[i].method == EVHTTP_REQ_POST;
+            delete = delete || routes[i].method == EVHTTP_REQ_DELETE;
         }
     }
-    snprintf(out, 64, "%s%s%s", get ? "GET, HEAD, " : "", post ? "POST, " : "", get || post ? "OPTIONS" : "");
+    snprintf(out, 64, "%s%s%s%s", get ? "GET, HEAD, " : "", post ? "POST, " : "", delete ? "DELETE, " : "",
+             get || post || delete ? "OPTIONS" : "");
 }
 
 /* A page of another site can make a browser send a form or plain text here, but JSON only after asking, which is refused. */

@@ -40,6 +40,10 @@ void srv_post_current(srv_exchange *x);
 void srv_get_health(srv_exchange *x);
 /* scan_api.c */
 void srv_post_scan(srv_exchange *x);
+/* keys_api.c */
+void srv_get_keys(srv_exchange *x);
+void srv_post_key(srv_exchange *x);
+void srv_delete_key(srv_exchange *x);
 /* metrics_page.c */
 void srv_get_metrics(srv_exchange *x);
 /* status_api.c */

@@ -306,7 +306,8 @@ int server_run(server *s, graft *g, graft_registry *registry, graft_error *err) 
     s->started = (int64_t)time(NULL);
     graft_model_get_info(g, &s->model);
     srv_name_base(s);
-    int code = srv_work_start(&s->work, &s->loop, err);
+    int code = server_check(s, registry, err);
+    code = code ? code : srv_work_start(&s->work, &s->loop, err);
     if (code) {
         return code;
     }

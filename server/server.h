@@ -27,7 +27,7 @@ typedef struct server_options {
     const char *host;     /* a numeric address (127.0.0.1) */
     int port;             /* 0 = any free one (8080) */
     bool insecure;        /* another address than the loopback's without a key */
-    const char *key;      /* NULL = nobody is asked for one */
+    const char *key;      /* for everything; NULL = nobody is asked for one, unless the registry has keys */
     const char *tls_cert, *tls_key; /* PEM files: both or neither. NULL = no TLS. Read again at SIGHUP */
     const char *cors;     /* origins whose pages may read replies, separated by commas, or "*"; NULL = none */
     const char *root;     /* adapters may be loaded by a path below this folder; NULL = not by path */
@@ -43,9 +43,12 @@ server_options server_options_default(void);
 
 typedef struct server server;
 
-/* Takes the address; nobody is answered yet. Errors: BAD_REQUEST (an option; another address than the loopback's without a key),
- * NOT_READABLE (the address cannot be had), OUT_OF_MEMORY. *out: server_close. */
+/* Takes the address; nobody is answered yet. Errors: BAD_REQUEST (an option), NOT_READABLE (the address cannot be had), OUT_OF_MEMORY.
+ * *out: server_close. */
 int server_open(server **out, const server_options *options, graft_error *err);
+/* Whether the address may be served: another than the loopback's needs a key, in the options or in the registry (may be NULL).
+ * server_run looks as well; this tells it before a model is loaded. Errors: BAD_REQUEST. */
+int server_check(server *s, graft_registry *registry, graft_error *err);
 
 /* Answers requests until SIGTERM or SIGINT: then nothing new is accepted and what runs may end within drain_ms; a second signal
  * ends it at once. `registry` may be NULL. Both are borrowed. Call once. */
