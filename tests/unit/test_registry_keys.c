@@ -500,7 +500,7 @@ static int everything(gr_registry *r, graft_error *err) {
 static void allocation_failures(void **state) {
     (void)state;
     test_dir d = test_dir_make();
-    char secret[GRAFT_KEY_SIZE], name[8];
+    char secret[GRAFT_KEY_SIZE], name[16];
     for (int forever = 0; forever < 2; forever++) {
         gr_registry *r = support_open(&d);
         for (int i = 0; i < 4; i++) { /* the fifth needs a larger table */
