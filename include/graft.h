@@ -319,6 +319,8 @@ typedef struct graft_model_info {
     uint64_t context_bytes;    /* KV cache and compute buffers, measured when the context was made */
     int n_vocab, n_layer, n_embd, context, slots; /* n_embd: values of an embedding */
     const char *fingerprint;   /* of the tensors' names and shapes, 64 hex digits: as graft_registered.base */
+    const char *chat_template; /* as the model's file has it; "" = none */
+    int32_t bos, eos;          /* tokens that begin a text and end an answer; -1 = none */
     bool adapters_supported;
     graft_apply apply;         /* ROWS or GROUPED, never AUTO */
     const char *apply_reason;  /* why: the self-test's outcome in a few words */

@@ -35,6 +35,14 @@ static const srv_route routes[] = {
     {EVHTTP_REQ_GET, "/v1/health", srv_get_health, SRV_ANYONE},
     {EVHTTP_REQ_GET, "/metrics", srv_get_metrics, SRV_ADMIN},
     {EVHTTP_REQ_GET, "/v1/status", srv_get_status, SRV_KEY},
+    {EVHTTP_REQ_GET, "/lora-adapters", srv_get_llama_adapters, SRV_KEY},
+    {EVHTTP_REQ_POST, "/lora-adapters", srv_post_llama_adapters, SRV_ADMIN},
+    {EVHTTP_REQ_GET, "/props", srv_get_props, SRV_KEY},
+    {EVHTTP_REQ_GET, "/slots", srv_get_slots, SRV_KEY},
+    {EVHTTP_REQ_POST, "/slots/{}", srv_post_slot, SRV_KEY},
+    {EVHTTP_REQ_POST, "/tokenize", srv_post_tokenize, SRV_KEY},
+    {EVHTTP_REQ_POST, "/detokenize", srv_post_detokenize, SRV_KEY},
+    {EVHTTP_REQ_POST, "/apply-template", srv_post_template, SRV_KEY},
 };
 
 enum { N_ROUTES = sizeof routes / sizeof routes[0] };

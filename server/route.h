@@ -46,6 +46,16 @@ void srv_post_key(srv_exchange *x);
 void srv_delete_key(srv_exchange *x);
 /* metrics_page.c */
 void srv_get_metrics(srv_exchange *x);
+/* llama_api.c */
+void srv_get_llama_adapters(srv_exchange *x);
+void srv_post_llama_adapters(srv_exchange *x);
+void srv_get_props(srv_exchange *x);
+void srv_get_slots(srv_exchange *x);
+void srv_post_slot(srv_exchange *x);
+/* text_api.c */
+void srv_post_tokenize(srv_exchange *x);
+void srv_post_detokenize(srv_exchange *x);
+void srv_post_template(srv_exchange *x);
 /* status_api.c */
 void srv_get_status(srv_exchange *x);
 /* dashboard.c */

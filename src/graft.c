@@ -272,6 +272,7 @@ void graft_close(graft *g) {
 
 void graft_model_get_info(const graft *g, graft_model_info *out) {
     const gr_base_model *m = g->base;
+    const char *chat_template = llama_model_chat_template(m->llama, NULL);
     *out = (graft_model_info){
         .path = m->path,
         .architecture = m->architecture,
@@ -284,6 +285,9 @@ void graft_model_get_info(const graft *g, graft_model_info *out) {
         .fingerprint = g->fingerprint,
         .context = g->context,
         .slots = g->slots,
+        .chat_template = chat_template ? chat_template : "",
+        .bos = llama_vocab_bos(m->vocab),
+        .eos = llama_vocab_eos(m->vocab),
         .adapters_supported = m->arch != NULL,
         .apply = gr_engine_apply(g->engine),
         .apply_reason = gr_engine_apply_reason(g->engine),
