@@ -9,6 +9,7 @@
 #include "relay.h"
 #include "server.h"
 #include "tls.h"
+#include "usage.h"
 #include "work.h"
 
 #include "base/log.h"
@@ -56,6 +57,7 @@ struct server {
     srv_counters count;
     srv_defaults defaults;
     srv_rates rates;
+    srv_usage usage;
 };
 
 void srv_histogram_add(graft_histogram *h, int64_t us);

@@ -48,6 +48,7 @@ static void on_gone(srv_exchange *x, void *user) {
 
 static void fail(answer *a, const srv_fault *f) {
     a->s->count.failed++;
+    srv_usage_failed(a->s, a->r.adapter, f->code);
     if (a->started) {
         srv_writer w;
         srv_writer_init(&w);
@@ -170,8 +171,9 @@ static void take_result(answer *a, size_t index, const graft_result *r) {
     }
 }
 
-static void count_result(server *s, const graft_result *r) {
+static void count_result(server *s, const char *id, const graft_result *r) {
     srv_counters *n = &s->count;
+    srv_usage_count(s, id, r);
     n->answers++;
     n->prompt_tokens += (uint64_t)r->prompt_tokens;
     n->cached_tokens += (uint64_t)r->cached_tokens;
@@ -192,7 +194,7 @@ static void on_ended(srv_job *j, const graft_result *result, void *owner) {
         fail(a, &f);
         return;
     }
-    count_result(a->s, result);
+    count_result(a->s, a->r.adapter, result);
     take_result(a, index, result);
     if (a->r.stream) {
         srv_writer w;
@@ -265,6 +267,7 @@ static void begin(srv_exchange *x, bool chat) {
     bool good = openai_request_parse(&a->r, x, chat, &f) && fill_head(a, &f);
     if (good && !admit(x->s, a->r.n_requests, &f)) {
         x->s->count.refused++;
+        srv_usage_failed(x->s, a->r.adapter, f.code);
         good = false;
     }
     if (!good || !submit(a, &f)) {

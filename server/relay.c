@@ -5,6 +5,7 @@
 #include "base/memory.h"
 
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 /* ---- on the decode thread ----------------------------------------------------------------------------- */
@@ -137,6 +138,13 @@ static srv_job *new_job(srv_relay *r) {
     return j;
 }
 
+static void note_adapter(srv_job *j, const graft_adapter_use *uses, size_t n) {
+    if (n > 0 && uses[0].project) {
+        snprintf(j->project, sizeof j->project, "%s", uses[0].project);
+        snprintf(j->adapter, sizeof j->adapter, "%s", uses[0].name ? uses[0].name : "default");
+    }
+}
+
 int srv_relay_submit(srv_relay *r, srv_job **jobs, graft *g, graft_request *requests, size_t n, bool tokens, int64_t deadline_us,
                      void *owner, srv_job_said *said, srv_job_ended *ended, graft_error *err) {
     graft_job **submitted = gr_calloc(n, sizeof *submitted);
@@ -153,6 +161,7 @@ int srv_relay_submit(srv_relay *r, srv_job **jobs, graft *g, graft_request *requ
         j->ended = ended;
         j->index = (int)made;
         j->deadline_us = deadline_us;
+        note_adapter(j, requests[made].adapters, requests[made].n_adapters);
         jobs[made] = j;
         requests[made].on_text = on_text;
         requests[made].on_token = tokens ? on_token : NULL;

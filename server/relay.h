@@ -36,6 +36,7 @@ struct srv_job {
     srv_job_said *said;
     srv_job_ended *ended;
     int index;     /* the owner's */
+    char project[GRAFT_NAME_SIZE], adapter[GRAFT_NAME_SIZE]; /* the request's first by name; "" = none */
     bool held;     /* the owner does not want to hear now */
     gr_buffer new_text, new_tokens; /* what `said` may look at */
     int64_t deadline_us;            /* 0 = none */

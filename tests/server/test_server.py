@@ -591,12 +591,12 @@ class Http(Case):
                 self.assertNotIn(line.split()[2], names)
                 names.add(line.split()[2])
             elif not line.startswith("#"):
-                self.assertRegex(line, r'\Agraft_[a-z0-9_]+(\{[a-z_]+="[^"]*"(,[a-z_]+="[^"]*")*\})? \S+\Z')
+                self.assertRegex(line, r'\A(graft_|vllm:)[a-z0-9_]+(\{[a-z_]+="[^"]*"(,[a-z_]+="[^"]*")*\})? \S+\Z')
         found = self.server.metrics()
-        before = found['graft_adapter_requests_total{adapter="alder/default"}']
+        before = found['graft_adapter_requests_total{adapter="alder"}']
         self.complete(n=2)
-        self.assertEqual(self.server.metric('adapter_requests_total{adapter="alder/default"}'), before + 2)
-        self.assertGreater(found['graft_adapter_bytes{adapter="alder/default",state="resident"}'], 0)
+        self.assertEqual(self.server.metric('adapter_requests_total{adapter="alder"}'), before + 2)
+        self.assertGreater(found['graft_adapter_bytes{adapter="alder",state="resident"}'], 0)
         self.assertEqual(found["graft_answer_seconds_count"], found["graft_answers_total"])
         self.assertEqual(found['graft_answer_seconds_bucket{le="+Inf"}'], found["graft_answers_total"])
 
