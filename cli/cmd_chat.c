@@ -219,7 +219,7 @@ static void print_json(const chat *c, const answer *a) {
 
 static void tell_fallback(const answer *a) {
     const json_t *fallback = json_object_get(a->last, "fallback");
-    static const graft_log_entry about = {.project = "", .adapter = "", .generation = ""};
+    static const graft_log_entry about = {.level = GRAFT_LOG_WARN, .project = "", .adapter = "", .generation = ""};
     if (json_is_object(fallback)) {
         cli_note(&about, "the base answered instead: %.100s: %.400s", remote_text(fallback, "code"), remote_text(fallback, "message"));
     }
@@ -289,11 +289,10 @@ static void finish_answer(answer *a, int failed, remote_error *err) {
         sayf(c, "(interrupted)\n");
     } else if (failed) {
         tell_error(c, err);
+    } else if (cli_json()) {
+        print_json(c, a);
     } else {
         tell_fallback(a);
-        if (cli_json()) {
-            print_json(c, a);
-        }
     }
 }
 

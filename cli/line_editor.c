@@ -6,6 +6,7 @@
 #include <histedit.h>
 #include <langinfo.h>
 #include <locale.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -35,6 +36,14 @@ static unsigned char discard(EditLine *el, int key) {
     (void)key;
     of(el)->discarded = true;
     return CC_NEWLINE;
+}
+
+/* libedit puts the terminal right before, and back afterwards. */
+static unsigned char suspend(EditLine *el, int key) {
+    (void)el;
+    (void)key;
+    raise(SIGTSTP);
+    return CC_REDISPLAY;
 }
 
 /* libedit reads characters as the locale has them, and a program begins in one that has ASCII only. */
@@ -72,9 +81,11 @@ line_editor *line_editor_open(const char *history) {
     el_set(e->el, EL_PROMPT, prompt_of);
     el_set(e->el, EL_EDITOR, "emacs");
     el_set(e->el, EL_SIGNAL, 1); /* the terminal is put right before another signal does its work */
-    el_set(e->el, EL_SETTY, "-d", "intr=", NULL);
+    el_set(e->el, EL_SETTY, "-d", "-isig", NULL); /* Ctrl-C and Ctrl-Z are keys */
     el_set(e->el, EL_ADDFN, "graft-discard", "give the line up", discard);
     el_set(e->el, EL_BIND, "^C", "graft-discard", NULL);
+    el_set(e->el, EL_ADDFN, "graft-suspend", "stop until the shell goes on", suspend);
+    el_set(e->el, EL_BIND, "^Z", "graft-suspend", NULL);
     el_set(e->el, EL_BIND, "^R", "em-inc-search-prev", NULL);
     el_set(e->el, EL_BIND, "\033[3~", "ed-delete-next-char", NULL);
     open_history(e, history);
@@ -113,6 +124,7 @@ line_end line_editor_read(line_editor *e, const char *prompt, gr_buffer *out) {
     e->prompt = prompt;
     e->discarded = false;
     gr_buffer_clear(out);
+    el_set(e->el, EL_PREP_TERM, 1); /* before the prompt is seen: what is typed at once is edited, too */
     const char *line = el_gets(e->el, &count);
     if (e->discarded) {
         return LINE_DISCARDED;
