@@ -41,6 +41,7 @@ int cmd_pin(int argc, char **argv);
 int cmd_unpin(int argc, char **argv);
 int cmd_switch(int argc, char **argv);
 int cmd_chat(int argc, char **argv);
+int cmd_key(int argc, char **argv);
 int cmd_doctor(int argc, char **argv);
 
 /* ---- errors and memory (output.c) --------------------------------------------------------------------- */

@@ -45,7 +45,7 @@ static int parse(doctor *d, int argc, char **argv) {
     const cli_command command = {
         .usage = "graft doctor [-m MODEL] [--quick] [options]",
         .about = "Looks at the machine, the settings, the model (which is opened and tested, unless --quick), the registry and the files of\n"
-                 "every registered adapter, the disk, the key, and the server or the port where one would listen. Changes nothing.\n"
+                 "every registered adapter, the disk, the key, TLS, and the server or the port where one would listen. Changes nothing.\n"
                  "Each line is ok, warn (it works, but) or fail, with what to do about it. What a system does not tell is \"unknown\".",
         .examples = "  graft doctor\n"
                     "  graft doctor --quick --json\n"
@@ -56,7 +56,7 @@ static int parse(doctor *d, int argc, char **argv) {
         .n_options = CLI_COUNT(options),
         .settings = &d->set,
         .uses = CLI_SET_MODEL | CLI_SET(APPLY) | CLI_SET(REGISTRY) | CLI_SET(REGISTRY_WAIT_MS) | CLI_SET(HOST) | CLI_SET(PORT) |
-                CLI_SET_REMOTE,
+                CLI_SET(TLS_CERT) | CLI_SET(TLS_KEY) | CLI_SET_REMOTE,
         .bad_settings = &d->bad_settings,
     };
     return cli_parse(&command, argc, argv, NULL);
@@ -105,6 +105,7 @@ int cmd_doctor(int argc, char **argv) {
     doctor_model(&d);
     doctor_registry(&d);
     doctor_key(&d);
+    doctor_tls(&d);
     doctor_server(&d);
     sum_up(&d);
     return d.n[DOCTOR_FAIL] ? CLI_FAILED : CLI_OK;

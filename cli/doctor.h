@@ -31,6 +31,11 @@ void doctor_model(doctor *d);
 void doctor_registry(doctor *d);
 void doctor_key(doctor *d);
 
+/* ---- doctor_tls.c ------------------------------------------------------------------------------------- */
+
+/* Says nothing where no TLS is set. */
+void doctor_tls(doctor *d);
+
 /* ---- doctor_server.c ---------------------------------------------------------------------------------- */
 
 void doctor_server(doctor *d);

@@ -97,7 +97,7 @@ void doctor_model(doctor *d) {
 /* ---- the registry ------------------------------------------------------------------------------------- */
 
 static void check_backup(doctor *d, const graft_registry_file *backup) {
-    enum { DAY = 86400, OLD = 30 };
+    enum { DAY = 86400 };
     char written[CLI_TIME_SIZE];
     long days = backup->written ? (long)((time(NULL) - (time_t)backup->written) / DAY) : 0;
     if (backup->error.code == GRAFT_E_NOT_FOUND) {
@@ -110,23 +110,29 @@ static void check_backup(doctor *d, const graft_registry_file *backup) {
     }
 }
 
+static bool readable_in(const char *folder, const char *name) {
+    gr_buffer path;
+    gr_buffer_init(&path, 1 << 16);
+    gr_buffer_printf(&path, "%s/%s", folder, name);
+    cli_buffer_check(&path);
+    bool good = access(path.data, R_OK) == 0;
+    gr_buffer_finish(&path);
+    return good;
+}
+
 /* What an adapter's files lack, or NULL. */
 static const char *missing(const graft_registered *a) {
-    gr_buffer path;
     struct stat s;
-    bool config = true;
     if (stat(a->path, &s) != 0) {
         return strerror(errno);
     }
-    if (S_ISDIR(s.st_mode)) {
-        gr_buffer_init(&path, 1 << 16);
-        gr_buffer_printf(&path, "%s/adapter_config.json", a->path);
-        cli_buffer_check(&path);
-        config = access(path.data, R_OK) == 0;
-        gr_buffer_finish(&path);
-        return config ? NULL : "adapter_config.json is missing or cannot be read";
+    if (!S_ISDIR(s.st_mode)) {
+        return access(a->path, R_OK) == 0 ? NULL : strerror(errno);
     }
-    return access(a->path, R_OK) == 0 ? NULL : strerror(errno);
+    if (!readable_in(a->path, "adapter_config.json")) {
+        return "adapter_config.json is missing or cannot be read";
+    }
+    return readable_in(a->path, "adapter_model.safetensors") ? NULL : "adapter_model.safetensors is missing or cannot be read";
 }
 
 /* One line for each adapter that is not well, up to a bound, and one for the others. */

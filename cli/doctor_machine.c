@@ -138,7 +138,11 @@ static void check_files(doctor *d) {
         doctor_say(d, DOCTOR_OK, "open files", NULL, "unknown");
         return;
     }
-    bool few = l.rlim_cur != RLIM_INFINITY && l.rlim_cur < SERVER_FILES;
+    bool few = l.rlim_cur < SERVER_FILES;
+    if (l.rlim_cur == RLIM_INFINITY) {
+        doctor_say(d, DOCTOR_OK, "open files", NULL, "no limit");
+        return;
+    }
     doctor_say(d, few ? DOCTOR_WARN : DOCTOR_OK, "open files", few ? "`ulimit -n 4096`, or LimitNOFILE= of the service, for 1024 connections" : NULL,
                "%" PRIu64 " at once", (uint64_t)l.rlim_cur);
 }

@@ -20,6 +20,7 @@ static const struct {
     {"pin", cmd_pin, "keep one there whatever happens"},
     {"unpin", cmd_unpin, "let it be evicted again"},
     {"switch", cmd_switch, "which adapter a server answers with where none is named"},
+    {"key", cmd_key, "the keys of a server: add, list, remove"},
     {"doctor", cmd_doctor, "whether machine, settings, model, registry and server are in order"},
     {"score", cmd_score, "log-probability of each token of a text, and its perplexity"},
     {"inspect", cmd_inspect, "what an adapter would change, or every reason why it cannot be loaded"},

@@ -362,7 +362,7 @@ static void default_url(gr_buffer *out, const cli_settings *s) {
         host = "::1";
     }
     bool six = strchr(host, ':') != NULL;
-    gr_buffer_printf(out, "http://%s%s%s:%d", six ? "[" : "", host, six ? "]" : "", s->port ? s->port : 8080);
+    gr_buffer_printf(out, "%s://%s%s%s:%d", s->tls_cert ? "https" : "http", six ? "[" : "", host, six ? "]" : "", s->port ? s->port : 8080);
 }
 
 static bool has_part(CURLU *u, CURLUPart part) {

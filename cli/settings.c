@@ -83,7 +83,7 @@ const cli_setting cli_setting_table[CLI_N_SETTINGS] = {
     [CLI_ID_DRAIN_S] = {"drain_s", "drain-s", 0, CLI_INT, "S", AT(drain_s), 0, 86400,
                         "seconds that answers may go on after SIGTERM"},
     [CLI_ID_SERVER] = {"server", "server", 0, CLI_STRING, "URL", AT(server), 0, 0,
-                       "the server that commands ask (default: http://127.0.0.1:PORT, the\nsettings host and port if they are set)"},
+                       "the server that commands ask (default: http://127.0.0.1:8080, or where the\nsettings host, port and tls_cert say that graft serve listens)"},
     [CLI_ID_CA_FILE] = {"ca_file", "ca-file", 0, CLI_PATH, "FILE", AT(ca_file), 0, 0,
                         "for https: the certificates to trust, PEM; a self-signed one for\nexample (default: the system's)"},
     [CLI_ID_LOG_LEVEL] = {"log_level", "log-level", 0, CLI_CHOICE, "debug|info|warning|error", AT(log_level), 0, 0,

@@ -77,7 +77,7 @@ elif have pacman; then
 else
     say "No package manager that this script knows (apt-get, brew, dnf, pacman)."
     say "Please install: a C and C++ compiler, cmake, ninja, pkg-config, python3 with pip, and the development"
-    say "packages of jansson, pcre2, OpenSSL 3, SQLite (3.37 or newer), inih, libevent, uthash and cmocka."
+    say "packages of jansson, pcre2, OpenSSL 3, SQLite (3.37 or newer), inih, libevent, libcurl, libedit, uthash and cmocka."
     exit 1
 fi
 

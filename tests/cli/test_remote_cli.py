@@ -30,6 +30,7 @@ import serving  # noqa: E402
 GRAFT = serving.GRAFT
 TIMEOUT = 120
 CHANGES = ["load", "unload", "pin", "unpin", "switch"]
+TLS = Path(__file__).resolve().parents[1] / "server/tls"
 KEY = "a key of the tests 0123456789"
 
 
@@ -339,7 +340,7 @@ class Keys(Served):
         cls.server = serving.Server(env={"GRAFT_API_KEY": KEY})
 
     def test_a_key_is_needed(self):
-        for args in [["ps"], ["load", "alder"], ["key", "list"]]:
+        for args in [["ps"], ["load", "alder"]]:
             self.assertIn("GRAFT_API_KEY", self.bad(1, "invalid_api_key", *args))
             self.bad(1, "invalid_api_key", *args, GRAFT_API_KEY="another that is long enough")
         self.good("ps", GRAFT_API_KEY=KEY)
@@ -359,6 +360,29 @@ class Keys(Served):
         self.assertEqual((done.returncode, done.stdout), (1, ""))
         self.assertRegex(done.stderr, r"\Agraft: error: invalid_api_key: ")
         self.assertEqual(self.object("chat", "-n", 2, input="abc\n", GRAFT_API_KEY=KEY)["completion_tokens"], 2)
+
+
+class Tls(Served):
+    args = ["--tls-cert", TLS / "first.crt", "--tls-key", TLS / "first.key"]
+
+    def setUp(self):
+        super().setUp()
+        self.env["GRAFT_SERVER"] = f"https://localhost:{self.server.port}"
+
+    def test_only_what_is_trusted(self):
+        self.assertIn("--ca-file", self.bad(1, "tls_failed", "ps"))
+        self.bad(1, "tls_failed", "ps", "--ca-file", TLS / "second.crt")
+        self.bad(1, "tls_failed", "ps", "--ca-file", self.folder / "nowhere")
+        self.assertIn("model    llama", self.good("ps", "--ca-file", TLS / "first.crt"))
+        self.assertIn("model    llama", self.good("ps", GRAFT_CA_FILE=str(TLS / "first.crt"), GRAFT_SERVER=f"https://127.0.0.1:{self.server.port}"))
+        self.assertEqual(self.object("chat", "-n", 2, "--ca-file", TLS / "first.crt", input="abc\n")["completion_tokens"], 2)
+
+    def test_where_serve_listens(self):
+        del self.env["GRAFT_SERVER"]
+        self.good("ps", "--ca-file", TLS / "first.crt", GRAFT_PORT=str(self.server.port), GRAFT_TLS_CERT=str(TLS / "first.crt"))
+
+    def test_without_tls(self):
+        self.bad(1, "bad_reply", "ps", "--server", f"http://localhost:{self.server.port}")
 
 
 class Strange(Case):
@@ -708,6 +732,8 @@ class Doctor(Case):
     def test_registries(self):
         self.good("project", "add", "alder", command.copy_adapter(serving.GOLDEN / "adapters/llama/plain", self.folder / "alder"))
         self.good("project", "add", "birch", command.copy_adapter(serving.GOLDEN / "adapters/llama/rslora", self.folder / "birch"))
+        (self.folder / "alder" / "adapter_model.safetensors").unlink()
+        self.assertIn("adapter_model.safetensors", self.fails("alder/default", "--quick"))
         shutil.rmtree(self.folder / "alder")
         self.assertIn("No such file", self.fails("alder/default", "--quick"))
         found = self.checks("--quick", status=1)
@@ -725,6 +751,18 @@ class Doctor(Case):
         file.chmod(0o600)
         self.assertEqual(self.checks("--quick", "--api-key-file", file)["key"]["state"], "ok")
         self.assertIn("unencrypted", self.checks("--quick", "--server", "http://192.0.2.1:1", "--api-key-file", file, status=1)["key's way"]["text"])
+
+    def test_tls(self):
+        pair = lambda cert, key: ["--quick", "--tls-cert", TLS / cert, "--tls-key", TLS / key]  # noqa: E731
+        found = self.checks(*pair("first.crt", "first.key"), "--ca-file", TLS / "first.crt")
+        self.assertIn("good for", found["tls"]["text"])
+        self.assertEqual(found["ca_file"]["state"], "ok")
+        self.assertIn("not the certificate's", self.fails("tls", *pair("first.crt", "second.key")))
+        self.assertIn("no private key", self.fails("tls", *pair("first.crt", "locked.key")))
+        self.assertIn("no certificate", self.fails("tls", *pair("first.key", "first.key")))
+        self.assertIn("nowhere", self.fails("tls", *pair("nowhere", "first.key")))
+        self.assertIn("together", self.fails("tls", "--quick", "--tls-cert", TLS / "first.crt"))
+        self.assertIn("no certificate", self.fails("tls", "--quick", "--ca-file", TLS / "first.key"))
 
     def test_servers(self):
         server = serving.Server(env={"GRAFT_API_KEY": KEY})
