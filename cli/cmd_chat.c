@@ -47,8 +47,10 @@ typedef struct chat {
 static int parse(chat *c, int argc, char **argv) {
     const cli_option options[] = {
         {"system", 0, "TEXT", "what the model is told before anything else", cli_take_string, &c->system_option, 0, 0},
-        {"max-tokens", 'n', "N", "most new tokens per answer, 0 = up to the context's end", cli_take_int, &c->max_tokens, 0, 1 << 30},
-        {"temp", 0, "T", "temperature, 0 = always the likeliest token (default: the server's)", cli_take_number, &c->temperature, 0, 2},
+        {"max-tokens", 'n', "N", "most new tokens per answer, 0 = up to the context's end", cli_take_int, &c->max_tokens, 0,
+         1 << 30},
+        {"temp", 0, "T", "temperature, 0 = always the likeliest token (default: the server's)", cli_take_number,
+         &c->temperature, 0, 2},
     };
     const cli_command command = {
         .usage = "graft chat [NAME] [--system TEXT] [--server URL] [options]",
@@ -221,7 +223,8 @@ static void tell_fallback(const answer *a) {
     const json_t *fallback = json_object_get(a->last, "fallback");
     static const graft_log_entry about = {.level = GRAFT_LOG_WARN, .project = "", .adapter = "", .generation = ""};
     if (json_is_object(fallback)) {
-        cli_note(&about, "the base answered instead: %.100s: %.400s", remote_text(fallback, "code"), remote_text(fallback, "message"));
+        cli_note(&about, "the base answered instead: %.100s: %.400s", remote_text(fallback, "code"),
+                 remote_text(fallback, "message"));
     }
 }
 
@@ -314,6 +317,10 @@ static void answer_to(chat *c, const char *text) {
 
 static void do_help(chat *c, const char *argument);
 
+static const char *who(const chat *c) {
+    return c->model ? c->model : "the server's current project, else its base";
+}
+
 static void replace(char **field, const char *text) {
     gr_free(*field);
     *field = *text ? cli_strdup(text) : NULL;
@@ -323,7 +330,7 @@ static void do_switch(chat *c, const char *argument) {
     remote_error err;
     json_t *model = NULL;
     if (!*argument) {
-        sayf(c, "answers come from %.300s\n", c->model ? c->model : "the server's current project, else its base");
+        sayf(c, "answers come from %.300s\n", who(c));
         return;
     }
     char *path = remote_path(c->r, "/v1/models/", argument, "");
@@ -367,11 +374,12 @@ static void do_stats(chat *c, const char *argument) {
     const figures *f = &c->last;
     (void)argument;
     if (f->known) {
-        sayf(c, "last answer: %lld tokens at %.1f tokens/s, the first after %.0f ms; %lld tokens of prompt, %lld of them from the cache\n",
+        sayf(c,
+             "last answer: %lld tokens at %.1f tokens/s, the first after %.0f ms; %lld tokens of prompt, %lld of them from the cache\n",
              (long long)f->completion, f->per_second, f->first_ms, (long long)f->prompt, (long long)f->cached);
     }
-    sayf(c, "this talk: %lld answers, %lld tokens; %zu messages are sent with the next\n", (long long)c->answers, (long long)c->tokens,
-         json_array_size(c->messages) + (c->system ? 1 : 0));
+    sayf(c, "this talk: %lld answers, %lld tokens; %zu messages are sent with the next\n", (long long)c->answers,
+         (long long)c->tokens, json_array_size(c->messages) + (c->system ? 1 : 0));
 }
 
 static const struct {
@@ -411,7 +419,8 @@ static bool command(chat *c, const char *text) {
         }
     }
     char quoted[GR_QUOTE_SIZE];
-    sayf(c, "/%s is no command; /help lists them, and a message that begins with / is written with two\n", gr_quote(quoted, text, n));
+    sayf(c, "/%s is no command; /help lists them, and a message that begins with / is written with two\n",
+         gr_quote(quoted, text, n));
     return true;
 }
 
@@ -501,8 +510,7 @@ static int greet(chat *c) {
     c->editor = line_editor_open(history);
     gr_free(history);
     remote_heed_interrupt(c->r, cli_interrupt_fd());
-    sayf(c, "talking with %.300s at %.300s; /help tells the commands\n", c->model ? c->model : "the server's current project, else its base",
-         remote_url(c->r));
+    sayf(c, "talking with %.300s at %.300s; /help tells the commands\n", who(c), remote_url(c->r));
     return CLI_GO;
 }
 

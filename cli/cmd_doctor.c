@@ -64,7 +64,8 @@ static int parse(doctor *d, int argc, char **argv) {
 
 static void check_settings(doctor *d) {
     if (d->bad_settings.code) {
-        doctor_say(d, DOCTOR_FAIL, "settings", "correct it; `graft config` shows all settings and what they allow", "%s", d->bad_settings.message);
+        doctor_say(d, DOCTOR_FAIL, "settings", "correct it; `graft config` shows all settings and what they allow", "%s",
+                   d->bad_settings.message);
     } else if (d->set.file) {
         doctor_say(d, DOCTOR_OK, "settings", NULL, "%.*s", CLI_PATH_SHOWN, d->set.file);
     } else {
@@ -74,7 +75,8 @@ static void check_settings(doctor *d) {
 
 static void check_versions(doctor *d) {
     bool same = strcmp(graft_version(), GRAFT_VERSION) == 0;
-    doctor_say(d, same ? DOCTOR_OK : DOCTOR_WARN, "graft", same ? NULL : "the command and libgraft are of different installations",
+    doctor_say(d, same ? DOCTOR_OK : DOCTOR_WARN, "graft",
+               same ? NULL : "the command and libgraft are of different installations",
                "%s, libgraft %s", GRAFT_VERSION, graft_version());
     doctor_say(d, DOCTOR_OK, "libllama", NULL, "%s", *graft_llama_version() ? graft_llama_version() : "unknown");
 }

@@ -169,7 +169,8 @@ static int add_local(key_call *k) {
 static int add(int argc, char **argv) {
     key_call k = {0};
     const cli_option options[] = {
-        {"project", 0, "PROJECT", "what the key is for; repeat it for several. Without: for all, and for\nchanging the server (admin)",
+        {"project", 0, "PROJECT",
+         "what the key is for; repeat it for several. Without: for all, and for\nchanging the server (admin)",
          cli_take_list, &k.projects, 0, PROJECTS_MOST},
     };
     cli_command command = {

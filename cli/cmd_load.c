@@ -20,7 +20,8 @@ static int parse(change *c, const cli_option *options, size_t n, int argc, char 
     char usage[160];
     int rest;
     const char *more = n ? options[0].name : NULL;
-    snprintf(usage, sizeof usage, "graft %s PROJECT[/ADAPTER]%s%s%s [--server URL] [options]", argv[0], more ? " [--" : "", more ? more : "",
+    snprintf(usage, sizeof usage, "graft %s PROJECT[/ADAPTER]%s%s%s [--server URL] [options]", argv[0], more ? " [--" : "",
+             more ? more : "",
              more ? "]" : "");
     const cli_command command = {
         .usage = usage,

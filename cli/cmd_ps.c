@@ -53,7 +53,8 @@ static void put_model(gr_buffer *out, const json_t *status) {
     const char *apply = remote_text(m, "apply"), *version = remote_text(status, "version");
     gr_buffer_puts(out, "model    ");
     put(out, *remote_text(m, "id") ? remote_text(m, "id") : "?");
-    gr_buffer_printf(out, ", context %lld, %lld slots", (long long)remote_integer(m, "context"), (long long)remote_integer(m, "slots"));
+    gr_buffer_printf(out, ", context %lld, %lld slots", (long long)remote_integer(m, "context"),
+                     (long long)remote_integer(m, "slots"));
     gr_buffer_puts(out, *apply ? ", adapters by " : "");
     put(out, apply);
     gr_buffer_puts(out, "; graft ");
@@ -121,7 +122,8 @@ static void put_slots(gr_buffer *out, const json_t *status) {
     }
     cli_buffer_check(&words);
     gr_buffer_printf(out, "slots    %zu of %zu busy%s; %lld answers wait, %lld in all\n", busy, json_array_size(slots),
-                     words.data ? words.data : "", (long long)remote_integer(answers, "waiting"), (long long)remote_integer(answers, "total"));
+                     words.data ? words.data : "", (long long)remote_integer(answers, "waiting"),
+                     (long long)remote_integer(answers, "total"));
     gr_buffer_finish(&words);
 }
 
@@ -226,7 +228,8 @@ int cmd_ps(int argc, char **argv) {
     if (exit_code != CLI_GO) {
         return exit_code;
     }
-    if (remote_ask(&status, r, "GET", "/v1/status", NULL, &err) || remote_ask(&adapters, r, "GET", "/v1/lora_adapters", NULL, &err)) {
+    if (remote_ask(&status, r, "GET", "/v1/status", NULL, &err) ||
+        remote_ask(&adapters, r, "GET", "/v1/lora_adapters", NULL, &err)) {
         exit_code = remote_fail(&err);
     } else {
         print(status, adapters, p.all);

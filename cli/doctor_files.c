@@ -32,7 +32,8 @@ static bool look_at_model(doctor *d, const char *path) {
         return false;
     }
     if (most && size > most) {
-        doctor_say(d, DOCTOR_FAIL, "model", "a smaller quantisation", "%s has %s, more than the memory there is", q, cli_bytes(bytes, size));
+        doctor_say(d, DOCTOR_FAIL, "model", "a smaller quantisation", "%s has %s, more than the memory there is", q,
+                   cli_bytes(bytes, size));
         return false;
     }
     doctor_say(d, DOCTOR_OK, "model", NULL, "%s, %s", q, cli_bytes(bytes, size));
@@ -46,7 +47,8 @@ static void tell_open(doctor *d, const graft *g) {
                i.adapters_supported ? NULL : "another base: the README lists the architectures", "%s (%s), adapters %s", i.architecture,
                i.description, i.adapters_supported ? "supported" : "not supported");
     bool odd = i.apply == GRAFT_APPLY_GROUPED && d->set.apply == GRAFT_APPLY_AUTO && !d->set.gpu;
-    doctor_say(d, odd ? DOCTOR_WARN : DOCTOR_OK, "adapters", odd ? "mixed batches are slow so; docs/libllama.md says what it rests on" : NULL,
+    doctor_say(d, odd ? DOCTOR_WARN : DOCTOR_OK, "adapters",
+               odd ? "mixed batches are slow so; docs/libllama.md says what it rests on" : NULL,
                "applied by %s: %s; kernels %s, %d threads", i.apply == GRAFT_APPLY_ROWS ? "rows" : "groups", i.apply_reason, i.kernels,
                i.threads);
 }
@@ -65,7 +67,8 @@ static void open_model(doctor *d, const char *path) {
     int code = graft_open(&g, &o, &err);
     cli_progress_end();
     if (code) {
-        doctor_say(d, DOCTOR_FAIL, "opening", code == GRAFT_E_BUDGET_EXHAUSTED ? "a larger memory_limit_mb, or a smaller base" : "another file",
+        doctor_say(d, DOCTOR_FAIL, "opening",
+                   code == GRAFT_E_BUDGET_EXHAUSTED ? "a larger memory_limit_mb, or a smaller base" : "another file",
                    "%s: %s", graft_error_name(code), err.message);
         return;
     }
@@ -105,7 +108,8 @@ static void check_backup(doctor *d, const graft_registry_file *backup) {
     } else if (backup->error.code) {
         doctor_say(d, DOCTOR_WARN, "backup", "remove it: the next change makes another", "%s", backup->error.message);
     } else {
-        doctor_say(d, DOCTOR_OK, "backup", NULL, "%zu projects, %zu adapters, of %s (%ld days)", backup->projects, backup->adapters,
+        doctor_say(d, DOCTOR_OK, "backup", NULL, "%zu projects, %zu adapters, of %s (%ld days)", backup->projects,
+                   backup->adapters,
                    cli_time(written, backup->written), days);
     }
 }
@@ -149,11 +153,14 @@ static void check_adapters(doctor *d, const graft_registered_list *list) {
         }
         snprintf(name, sizeof name, "%s/%s", a->project, a->adapter);
         if (lack) {
-            doctor_say(d, DOCTOR_FAIL, name, "bring the files back, or `graft adapter rm`", "%s: %s", gr_quote_path(q, a->path), lack);
+            doctor_say(d, DOCTOR_FAIL, name, "bring the files back, or `graft adapter rm`", "%s: %s",
+                       gr_quote_path(q, a->path), lack);
         } else if (a->state == GRAFT_REGISTERED_CHANGED) {
-            doctor_say(d, DOCTOR_WARN, name, "`graft adapter reload` accepts them", "its files are not those that were registered");
+            doctor_say(d, DOCTOR_WARN, name, "`graft adapter reload` accepts them",
+                       "its files are not those that were registered");
         } else {
-            doctor_say(d, DOCTOR_WARN, name, "`graft inspect` gives every reason", "%s: %s", graft_error_name(a->error_code), a->error);
+            doctor_say(d, DOCTOR_WARN, name, "`graft inspect` gives every reason", "%s: %s",
+                       graft_error_name(a->error_code), a->error);
         }
     }
     if (n > MOST) {
@@ -203,9 +210,11 @@ static void check_folder(doctor *d) {
     bool made = d->set.from[CLI_ID_REGISTRY].source == CLI_FROM_DEFAULT; /* graft makes its own place */
     gr_quote_path(q, folder);
     if (!there && !made) {
-        doctor_say(d, DOCTOR_FAIL, "registry folder", "make it, or name another with --registry", "it is not there; the nearest is %s", q);
+        doctor_say(d, DOCTOR_FAIL, "registry folder", "make it, or name another with --registry",
+                   "it is not there; the nearest is %s", q);
     } else if (access(folder, W_OK | X_OK) != 0 || (access(d->set.registry, F_OK) == 0 && access(d->set.registry, W_OK) != 0)) {
-        doctor_say(d, DOCTOR_FAIL, "registry folder", "whoever runs graft must be able to write there", "%s: %s", q, strerror(errno));
+        doctor_say(d, DOCTOR_FAIL, "registry folder", "whoever runs graft must be able to write there", "%s: %s", q,
+                   strerror(errno));
     } else {
         doctor_say(d, DOCTOR_OK, "registry folder", NULL, "%s can be written", q);
     }
@@ -233,10 +242,12 @@ void doctor_registry(doctor *d) {
         doctor_say(d, DOCTOR_OK, "registry", NULL, "%s: none yet; `graft project add` or `graft serve` makes one", q);
     } else if (c.registry.error.code) {
         bool good = c.backup.error.code == 0;
-        doctor_say(d, DOCTOR_FAIL, "registry", good ? "`graft registry recover` goes back to the backup" : "there is no good backup either",
+        doctor_say(d, DOCTOR_FAIL, "registry",
+                   good ? "`graft registry recover` goes back to the backup" : "there is no good backup either",
                    "%s", c.registry.error.message);
     } else {
-        doctor_say(d, DOCTOR_OK, "registry", NULL, "%s is whole: %zu projects, %zu adapters", q, c.registry.projects, c.registry.adapters);
+        doctor_say(d, DOCTOR_OK, "registry", NULL, "%s is whole: %zu projects, %zu adapters", q, c.registry.projects,
+                   c.registry.adapters);
         check_backup(d, &c.backup);
         list_adapters(d);
     }
@@ -252,7 +263,8 @@ void doctor_key(doctor *d) {
     if (cli_api_key(&key, &d->set, &err) != 0) {
         doctor_say(d, DOCTOR_FAIL, "key", "--api-key-file names a file with the key in its first line", "%s", err.message);
     } else if (d->set.api_key_file && stat(d->set.api_key_file, &s) == 0 && (s.st_mode & 077)) {
-        doctor_say(d, DOCTOR_WARN, "key", "chmod 600", "%.*s can be read by others than its owner", CLI_PATH_SHOWN, d->set.api_key_file);
+        doctor_say(d, DOCTOR_WARN, "key", "chmod 600", "%.*s can be read by others than its owner", CLI_PATH_SHOWN,
+                   d->set.api_key_file);
     } else {
         doctor_say(d, DOCTOR_OK, "key", NULL, !key ? "none is set" : d->set.api_key_file ? "from a file" : "from GRAFT_API_KEY");
     }

@@ -41,7 +41,8 @@ static bool has_flag(const char *flags, const char *name) {
 }
 
 static void check_cpu(doctor *d) {
-    static const char *const wanted[] = {"avx2", "f16c", "fma", "avx512f", "avx512_vnni", "amx_tile", "asimd", "asimdhp", "asimddp", "sve", "i8mm"};
+    static const char *const wanted[] = {"avx2", "f16c", "fma", "avx512f", "avx512_vnni", "amx_tile", "asimd", "asimdhp",
+                                         "asimddp", "sve", "i8mm"};
     struct utsname system;
     char flags[8192], found[256] = "";
     const char *machine = uname(&system) == 0 ? system.machine : "unknown";
@@ -56,7 +57,8 @@ static void check_cpu(doctor *d) {
         }
     }
     bool slow = strcmp(machine, "x86_64") == 0 && (!has_flag(flags, "avx2") || !has_flag(flags, "f16c"));
-    doctor_say(d, slow ? DOCTOR_WARN : DOCTOR_OK, "processor", slow ? "adapters are applied by slow code without AVX2 and F16C" : NULL,
+    doctor_say(d, slow ? DOCTOR_WARN : DOCTOR_OK, "processor",
+               slow ? "adapters are applied by slow code without AVX2 and F16C" : NULL,
                "%s, %d cores; %s", machine, gr_physical_cores(), *found ? found : "none of the features that matter");
 }
 
@@ -143,7 +145,8 @@ static void check_files(doctor *d) {
         doctor_say(d, DOCTOR_OK, "open files", NULL, "no limit");
         return;
     }
-    doctor_say(d, few ? DOCTOR_WARN : DOCTOR_OK, "open files", few ? "`ulimit -n 4096`, or LimitNOFILE= of the service, for 1024 connections" : NULL,
+    doctor_say(d, few ? DOCTOR_WARN : DOCTOR_OK, "open files",
+               few ? "`ulimit -n 4096`, or LimitNOFILE= of the service, for 1024 connections" : NULL,
                "%" PRIu64 " at once", (uint64_t)l.rlim_cur);
 }
 

@@ -50,11 +50,13 @@ static void check_key(doctor *d, remote *r) {
     remote_error err;
     json_t *status = NULL;
     if (remote_ask(&status, r, "GET", "/v1/status", NULL, &err) == 0) {
+        bool all = json_is_true(json_object_get(status, "admin"));
         doctor_say(d, DOCTOR_OK, "server's answer", NULL, "graft %.40s, model %.100s; %s", remote_text(status, "version"),
                    remote_text(json_object_get(status, "model"), "id"),
-                   json_is_true(json_object_get(status, "admin")) ? "the key is for all projects" : "the key is for some projects");
+                   all ? "all projects may be seen and changed" : "the key is for some projects");
     } else {
-        doctor_say(d, DOCTOR_WARN, "server's answer", err.status == 401 ? "GRAFT_API_KEY or --api-key-file" : "is it an older graft?",
+        doctor_say(d, DOCTOR_WARN, "server's answer",
+                   err.status == 401 ? "GRAFT_API_KEY or --api-key-file" : "is it an older graft?",
                    "%s", err.message);
     }
     json_decref(status);
@@ -64,22 +66,29 @@ static void check_health(doctor *d, remote *r, const json_t *health) {
     const char *status = remote_text(health, "status"), *state = remote_text(health, "state");
     bool well = strcmp(status, "ok") == 0 && strcmp(state, "healthy") == 0;
     if (!*status || !*state) {
-        doctor_say(d, DOCTOR_FAIL, "server", "another --port, or correct the setting `server`", "%s is answered by something else than graft",
+        doctor_say(d, DOCTOR_FAIL, "server", "another --port, or correct the setting `server`",
+                   "%s is answered by something else than graft",
                    remote_url(r));
         return;
     }
-    doctor_say(d, well ? DOCTOR_OK : DOCTOR_WARN, "server", well ? NULL : "`graft ps` tells more", "%s answers: %.40s, %.40s", remote_url(r),
+    doctor_say(d, well ? DOCTOR_OK : DOCTOR_WARN, "server", well ? NULL : "`graft ps` tells more",
+               "%s answers: %.40s, %.40s", remote_url(r),
                status, state);
     check_key(d, r);
+}
+
+static bool is_this_machine(const char *host) {
+    return strncmp(host, "127.", 4) == 0 || strncmp(host, "localhost", 9) == 0 || strncmp(host, "[::1]", 5) == 0;
 }
 
 /* A key that goes over a network in the open. */
 static void check_clear(doctor *d) {
     const char *key = NULL, *url = d->set.server;
     graft_error err;
-    if (url && strncmp(url, "http://", 7) == 0 && cli_api_key(&key, &d->set, &err) == 0 && key && strncmp(url + 7, "127.", 4) != 0 &&
-        strncmp(url + 7, "localhost", 9) != 0 && strncmp(url + 7, "[::1]", 5) != 0) {
-        doctor_say(d, DOCTOR_WARN, "key's way", "https://, with tls_cert and tls_key on the server", "the key goes to %.200s unencrypted", url);
+    bool open = url && strncmp(url, "http://", 7) == 0 && !is_this_machine(url + 7);
+    if (open && cli_api_key(&key, &d->set, &err) == 0 && key) {
+        doctor_say(d, DOCTOR_WARN, "key's way", "https://, with tls_cert and tls_key on the server",
+                   "the key goes to %.200s unencrypted", url);
     }
 }
 
@@ -109,8 +118,8 @@ void doctor_server(doctor *d) {
     } else if (strcmp(err.code, "unreachable") == 0) {
         check_place(d, &err);
     } else {
-        doctor_say(d, DOCTOR_FAIL, "server", strcmp(err.code, "tls_failed") == 0 ? "--ca-file" : "another --port, or correct the setting `server`",
-                   "%s", err.message);
+        bool trust = strcmp(err.code, "tls_failed") == 0;
+        doctor_say(d, DOCTOR_FAIL, "server", trust ? "--ca-file" : "another --port, or correct the setting `server`", "%s", err.message);
     }
     json_decref(health);
     remote_close(r);

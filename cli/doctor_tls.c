@@ -21,7 +21,8 @@ static int no_passphrase(char *out, int size, int writing, void *user) {
 static FILE *open_file(doctor *d, const char *path) {
     FILE *f = fopen(path, "r");
     if (!f) {
-        doctor_say(d, DOCTOR_FAIL, "tls", "a PEM file that whoever runs graft can read", "%.*s: %s", CLI_PATH_SHOWN, path, strerror(errno));
+        doctor_say(d, DOCTOR_FAIL, "tls", "a PEM file that whoever runs graft can read", "%.*s: %s", CLI_PATH_SHOWN, path,
+                   strerror(errno));
     }
     return f;
 }
@@ -30,7 +31,8 @@ static X509 *read_certificate(doctor *d, const char *path) {
     FILE *f = open_file(d, path);
     X509 *c = f ? PEM_read_X509(f, NULL, no_passphrase, NULL) : NULL;
     if (f && !c) {
-        doctor_say(d, DOCTOR_FAIL, "tls", "a PEM file: -----BEGIN CERTIFICATE-----", "%.*s holds no certificate", CLI_PATH_SHOWN, path);
+        doctor_say(d, DOCTOR_FAIL, "tls", "a PEM file: -----BEGIN CERTIFICATE-----", "%.*s holds no certificate",
+                   CLI_PATH_SHOWN, path);
     }
     if (f) {
         fclose(f);
@@ -42,7 +44,8 @@ static EVP_PKEY *read_key(doctor *d, const char *path) {
     FILE *f = open_file(d, path);
     EVP_PKEY *k = f ? PEM_read_PrivateKey(f, NULL, no_passphrase, NULL) : NULL;
     if (f && !k) {
-        doctor_say(d, DOCTOR_FAIL, "tls", "a PEM file without a passphrase: -----BEGIN PRIVATE KEY-----", "%.*s holds no private key",
+        doctor_say(d, DOCTOR_FAIL, "tls", "a PEM file without a passphrase: -----BEGIN PRIVATE KEY-----",
+                   "%.*s holds no private key",
                    CLI_PATH_SHOWN, path);
     }
     if (f) {
@@ -61,9 +64,11 @@ static void check_pair(doctor *d, X509 *certificate, EVP_PKEY *key) {
     if (X509_cmp_current_time(X509_get0_notBefore(certificate)) > 0) {
         doctor_say(d, DOCTOR_FAIL, "tls", "look at the clock", "the certificate is not valid yet");
     } else if (known && (days < 0 || seconds < 0)) {
-        doctor_say(d, DOCTOR_FAIL, "tls", "renew it; SIGHUP makes a server read it again", "the certificate ran out %d days ago", -days);
+        doctor_say(d, DOCTOR_FAIL, "tls", "renew it; SIGHUP makes a server read it again",
+                   "the certificate ran out %d days ago", -days);
     } else if (known && days < SOON_DAYS) {
-        doctor_say(d, DOCTOR_WARN, "tls", "renew it; SIGHUP makes a server read it again", "the certificate is good for %d days", days);
+        doctor_say(d, DOCTOR_WARN, "tls", "renew it; SIGHUP makes a server read it again",
+                   "the certificate is good for %d days", days);
     } else {
         doctor_say(d, DOCTOR_OK, "tls", NULL, "the certificate is good for %d days, and the key is its own", days);
     }

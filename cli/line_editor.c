@@ -82,9 +82,9 @@ line_editor *line_editor_open(const char *history) {
     el_set(e->el, EL_EDITOR, "emacs");
     el_set(e->el, EL_SIGNAL, 1); /* the terminal is put right before another signal does its work */
     el_set(e->el, EL_SETTY, "-d", "-isig", NULL); /* Ctrl-C and Ctrl-Z are keys */
-    el_set(e->el, EL_ADDFN, "graft-discard", "give the line up", discard);
+    el_wset(e->el, EL_ADDFN, L"graft-discard", L"give the line up", discard); /* el_set would leak copies of the names */
     el_set(e->el, EL_BIND, "^C", "graft-discard", NULL);
-    el_set(e->el, EL_ADDFN, "graft-suspend", "stop until the shell goes on", suspend);
+    el_wset(e->el, EL_ADDFN, L"graft-suspend", L"stop until the shell goes on", suspend);
     el_set(e->el, EL_BIND, "^Z", "graft-suspend", NULL);
     el_set(e->el, EL_BIND, "^R", "em-inc-search-prev", NULL);
     el_set(e->el, EL_BIND, "\033[3~", "ed-delete-next-char", NULL);

@@ -103,7 +103,8 @@ static int curl_failed(remote_error *err, const transfer *t, CURLcode code) {
     case CURLE_COULDNT_RESOLVE_HOST: return fail(err, "unreachable", "%s: no such host", r->url);
     case CURLE_OPERATION_TIMEDOUT:
         return connected ? fail(err, "deadline", "%s does not answer in time: %s", r->url, reason)
-                         : fail(err, "unreachable", "nothing answers at %s within %d s: is `graft serve` running?", r->url, CONNECT_S);
+                         : fail(err, "unreachable", "nothing answers at %s within %d s: is `graft serve` running?", r->url,
+                                CONNECT_S);
     case CURLE_PEER_FAILED_VERIFICATION:
     case CURLE_SSL_CONNECT_ERROR:
     case CURLE_SSL_CACERT_BADFILE:
@@ -362,7 +363,8 @@ static void default_url(gr_buffer *out, const cli_settings *s) {
         host = "::1";
     }
     bool six = strchr(host, ':') != NULL;
-    gr_buffer_printf(out, "%s://%s%s%s:%d", s->tls_cert ? "https" : "http", six ? "[" : "", host, six ? "]" : "", s->port ? s->port : 8080);
+    gr_buffer_printf(out, "%s://%s%s%s:%d", s->tls_cert ? "https" : "http", six ? "[" : "", host, six ? "]" : "",
+                     s->port ? s->port : 8080);
 }
 
 static bool has_part(CURLU *u, CURLUPart part) {
