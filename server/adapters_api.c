@@ -2,10 +2,13 @@
  * Adapters over HTTP: vLLM's load and unload (its texts and codes), lists, pins; and /health.
  *
  * What changes something runs on the worker, one call at a time: between looking at a generation and acting on it nobody else
- * acts. A client that leaves meanwhile does not undo what it asked for.
+ * acts. Loading does not: it may wait for room, and the worker's next task may be what makes it. A change that loads has a second
+ * step on the worker once that has ended. A client that leaves meanwhile does not undo what it asked for.
  */
 #define _XOPEN_SOURCE 700 /* realpath */
+#include "adapters_api.h"
 #include "auth.h"
+#include "load.h"
 #include "openai_request.h"
 #include "route.h"
 
@@ -18,6 +21,9 @@
 #include <string.h>
 
 /* ---- one change --------------------------------------------------------------------------------------- */
+
+/* Adapters that are being loaded for changes at once. */
+enum { LOADS_MOST = 64 };
 
 typedef struct change change;
 struct change {
@@ -35,9 +41,29 @@ struct change {
     const char *type, *code; /* of the error */
     char message[600];
     uint64_t freed, pending;
+    /* while it loads; the loop's but for the first, which the worker sets */
+    void (*after)(change *c); /* the next step, on the worker; NULL = none */
+    srv_load *load;
+    graft_error load_error;
+    bool fresh;               /* the name is new */
+    bool loads, counted;      /* it is one of those that load; it counts among LOADS_MOST */
+    bool ran, loaded;         /* the first step, the load has ended */
+    change *prev, *next;
 };
 
 static void free_change(change *c) {
+    if (c->prev) {
+        c->prev->next = c->next;
+    } else if (c->s && c->s->changes == c) {
+        c->s->changes = c->next;
+    }
+    if (c->next) {
+        c->next->prev = c->prev;
+    }
+    if (c->counted) {
+        c->s->n_loads--;
+    }
+    srv_load_leave(c->load);
     gr_free(c->path);
     gr_free(c);
 }
@@ -100,8 +126,34 @@ static void run_change(srv_task *t) {
     c->act(c);
 }
 
+/* Both have to have come, in either order. */
+static void go_on(change *c) {
+    if (!c->ran || !c->loaded) {
+        return;
+    }
+    srv_load_leave(c->load);
+    c->load = NULL;
+    c->act = c->after;
+    c->after = NULL;
+    if (c->s->work) {
+        srv_work_go_on(c->s->work, &c->task);
+    }
+}
+
+static void on_loaded(void *user, const graft_error *error) {
+    change *c = user;
+    c->load_error = *error;
+    c->loaded = true;
+    go_on(c);
+}
+
 static void change_done(srv_task *t) {
     change *c = (change *)(void *)t;
+    if (c->after) {
+        c->ran = true;
+        go_on(c);
+        return;
+    }
     if (c->switched) {
         srv_default now = {.scale = 1};
         snprintf(now.project, sizeof now.project, "%s", c->name.project);
@@ -119,6 +171,31 @@ static void change_gone(srv_exchange *x, void *user) {
     ((change *)user)->x = NULL;
 }
 
+void srv_changes_give_up(server *s) {
+    for (change *c = s->changes, *next; c; c = next) {
+        next = c->next;
+        if (c->x && c->ran) {
+            srv_exchange *x = c->x;
+            c->x = NULL;
+            srv_reply_error(x, 503, "shutting_down", NULL, "the server is shutting down");
+        }
+    }
+}
+
+void srv_changes_finish(server *s) {
+    while (s->changes) {
+        free_change(s->changes);
+    }
+}
+
+static void enlist(server *s, change *c) {
+    c->next = s->changes;
+    if (c->next) {
+        c->next->prev = c;
+    }
+    s->changes = c;
+}
+
 /* Replies in any case, perhaps later. */
 static void start_change(srv_exchange *x, change *c) {
     c->task.run = run_change;
@@ -129,10 +206,15 @@ static void start_change(srv_exchange *x, change *c) {
         set(c, 409, "Conflict", "no_registry", "this server has no registry");
     } else if (x->s->drain_until) {
         set(c, 503, "ServiceUnavailable", "shutting_down", "the server is shutting down");
+    } else if (c->loads && x->s->n_loads >= LOADS_MOST) {
+        set(c, 429, "TooManyRequests", "queue_full", "%d adapters are being loaded already", LOADS_MOST);
     } else {
         x->user = c;
         x->gone = change_gone;
         if (srv_work_add(x->s->work, &c->task)) {
+            enlist(x->s, c);
+            c->counted = c->loads;
+            x->s->n_loads += c->loads;
             return;
         }
         x->gone = NULL;
@@ -150,6 +232,7 @@ static graft_registered_list *look(const change *c) {
     return graft_registry_adapter_list(&list, c->s->registry, c->name.project, c->name.adapter, NULL) == 0 ? list : NULL;
 }
 
+/* In memory, or on its way. */
 static bool is_resident(const change *c) {
     graft_loaded_list *list = NULL;
     bool found = false;
@@ -158,7 +241,7 @@ static bool is_resident(const change *c) {
     }
     for (size_t i = 0; i < list->n && !found; i++) {
         const graft_loaded *a = &list->items[i];
-        found = strcmp(a->project, c->name.project) == 0 && strcmp(a->adapter, c->name.adapter) == 0 && strcmp(a->state, "resident") == 0;
+        found = strcmp(a->project, c->name.project) == 0 && strcmp(a->adapter, c->name.adapter) == 0 && strcmp(a->state, "draining") != 0;
     }
     graft_loaded_list_free(list);
     return found;
@@ -212,6 +295,49 @@ static void set_error(change *c, const graft_error *err) {
     }
 }
 
+/* The first step's last act: `after` runs once the load has ended. */
+static void load(change *c, void (*after)(change *c)) {
+    graft_error err = {0};
+    c->after = after;
+    if (srv_load_start(&c->load, &c->s->loop, c->s->g, c->name.project, c->name.adapter, on_loaded, c, &err) != 0) {
+        c->after = NULL;
+        c->load_error = err;
+        after(c);
+    }
+}
+
+/* ---- the second steps: their load has ended, well or not */
+
+static void after_add(change *c) {
+    if (c->load_error.code == 0) {
+        set(c, 200, NULL, NULL, "Success: LoRA adapter '%s' added successfully.", c->text);
+        return;
+    }
+    set_error(c, &c->load_error);
+    graft_registered_list *list = c->fresh ? look(c) : NULL;
+    if (list && strcmp(list->items[0].path, c->path) == 0) { /* a name that has never worked is not kept */
+        graft_registry_adapter_remove(c->s->registry, c->name.project, c->name.adapter, NULL);
+    }
+    graft_registered_list_free(list);
+}
+
+static void after_load(change *c) {
+    if (c->load_error.code == GRAFT_E_NOT_FOUND || c->load_error.code == GRAFT_E_BAD_NAME) {
+        set_not_found(c);
+    } else if (c->load_error.code) {
+        set_error(c, &c->load_error);
+    } else {
+        set(c, 200, NULL, NULL, "Success: LoRA adapter '%s' loaded successfully.", c->text);
+    }
+}
+
+static void after_switch(change *c) {
+    after_load(c);
+    c->switched = c->status == 200;
+}
+
+/* ---- the first steps */
+
 static void act_load(change *c) {
     graft_error err = {0};
     if (!resolve(c)) {
@@ -234,14 +360,12 @@ static void act_load(change *c) {
     if (!code && same && c->in_place) { /* the same place: its files may be others now */
         code = graft_registry_adapter_reload(c->s->registry, c->name.project, c->name.adapter, NULL, &err);
     }
-    code = code ? code : graft_load_adapter(c->s->g, c->name.project, c->name.adapter, c->in_place, &err);
-    if (code && !known) { /* a name that has never worked is not kept */
-        graft_registry_adapter_remove(c->s->registry, c->name.project, c->name.adapter, NULL);
-    }
+    c->fresh = !known;
+    c->load_error = err;
     if (code) {
-        set_error(c, &err);
+        after_add(c);
     } else {
-        set(c, 200, NULL, NULL, "Success: LoRA adapter '%s' added successfully.", c->text);
+        load(c, after_add);
     }
 }
 
@@ -269,30 +393,16 @@ static void act_unload(change *c) {
 
 /* A registered adapter by its name. With in_place its files may be others than those that were registered. */
 static void act_load_named(change *c) {
-    graft_error err = {0};
-    const char *project = c->name.project, *adapter = c->name.adapter;
-    int code = c->in_place ? graft_registry_adapter_reload(c->s->registry, project, adapter, NULL, &err) : 0;
-    code = code ? code : graft_load_adapter(c->s->g, project, adapter, c->in_place, &err);
-    if (code == GRAFT_E_NOT_FOUND || code == GRAFT_E_BAD_NAME) {
-        set_not_found(c);
-    } else if (code) {
-        set_error(c, &err);
+    if (c->in_place && graft_registry_adapter_reload(c->s->registry, c->name.project, c->name.adapter, NULL, &c->load_error) != 0) {
+        after_load(c);
     } else {
-        set(c, 200, NULL, NULL, "Success: LoRA adapter '%s' loaded successfully.", c->text);
+        load(c, after_load);
     }
 }
 
+/* Loads it, too: whoever switches means to use it, and learns at once if that cannot be. */
 static void act_switch(change *c) {
-    graft_error err = {0};
-    int code = graft_switch_project(c->s->g, c->name.project, c->name.adapter, &err);
-    if (code == GRAFT_E_NOT_FOUND || code == GRAFT_E_BAD_NAME) {
-        set_not_found(c);
-    } else if (code) {
-        set_error(c, &err);
-    } else {
-        c->switched = true;
-        set(c, 200, NULL, NULL, "%s", "");
-    }
+    load(c, after_switch);
 }
 
 static void act_pin(change *c) {
@@ -352,6 +462,7 @@ static change *new_change(srv_exchange *x, void (*act)(change *c)) {
         return NULL;
     }
     c->act = act;
+    c->loads = act == act_load || act == act_load_named || act == act_switch;
     return c;
 }
 

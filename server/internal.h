@@ -47,6 +47,8 @@ struct server {
     srv_connections connections;
     srv_relay relay;
     srv_work *work;
+    struct change *changes; /* of adapters, under way: adapters_api.c */
+    int n_loads;            /* of them that load an adapter */
     struct evhttp *http;
     struct evconnlistener *listener;
     struct evhttp_bound_socket *bound;

@@ -3,6 +3,7 @@
  * that connect meanwhile wait in the system's queue.
  */
 #define _XOPEN_SOURCE 700 /* realpath */
+#include "adapters_api.h"
 #include "auth.h"
 #include "http.h"
 #include "names.h"
@@ -187,6 +188,7 @@ void server_close(server *s) {
     srv_connections_finish(&s->connections);
     srv_tls_close(s->tls);
     srv_loop_finish(&s->loop);
+    srv_changes_finish(s);
     gr_free(s);
 }
 
@@ -217,6 +219,8 @@ static void end_if_drained(server *s) {
     }
     if (s->n_exchanges > 0 && gr_now_us() >= s->drain_until) {
         srv_relay_cancel_all(&s->relay);
+        srv_changes_give_up(s);
+        return; /* the next tick looks again: replies must still go out */
     }
     if (s->n_exchanges == 0 && s->relay.n == 0) {
         event_base_loopbreak(s->loop.base);

@@ -3,6 +3,8 @@
 
 #include "base/memory.h"
 
+#include <limits.h>
+
 enum { WAITING_MOST = 256 };
 
 struct srv_work {
@@ -81,9 +83,9 @@ void srv_work_stop(srv_work *w) {
     gr_free(w);
 }
 
-bool srv_work_add(srv_work *w, srv_task *t) {
+static bool add(srv_work *w, srv_task *t, int most) {
     gr_mutex_lock(&w->lock);
-    bool room = w->n < WAITING_MOST && !w->stop;
+    bool room = w->n < most && !w->stop;
     if (room) {
         t->next = NULL;
         t->post.queued = false;
@@ -94,4 +96,12 @@ bool srv_work_add(srv_work *w, srv_task *t) {
     }
     gr_mutex_unlock(&w->lock);
     return room;
+}
+
+bool srv_work_add(srv_work *w, srv_task *t) {
+    return add(w, t, WAITING_MOST);
+}
+
+void srv_work_go_on(srv_work *w, srv_task *t) {
+    add(w, t, INT_MAX);
 }

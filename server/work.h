@@ -20,5 +20,7 @@ int srv_work_start(srv_work **out, srv_loop *loop, graft_error *err);
 void srv_work_stop(srv_work *w);
 /* False if too many wait already: nothing is called then. */
 bool srv_work_add(srv_work *w, srv_task *t);
+/* The next step of what was taken before; never refused. */
+void srv_work_go_on(srv_work *w, srv_task *t);
 
 #endif
