@@ -45,8 +45,8 @@ static int parse(serve *v, int argc, char **argv) {
                  "answers under way finish (--drain-s), a second one ends at once.\n"
                  "\n"
                  "Only this machine can connect unless --host says otherwise, and another address needs a key: in the file that\n"
-                 "--api-key-file names or in GRAFT_API_KEY. Slots are 8, and max_adapters is at least their number, unless they are\n"
-                 "set.",
+                 "--api-key-file names, in GRAFT_API_KEY or in the registry (graft key). Slots are 8, and max_adapters is at least\n"
+                 "their number, unless they are set.",
         .examples = "  graft serve -m base.gguf --adapters ~/adapters\n"
                     "  graft serve -m base.gguf --host 0.0.0.0 --api-key-file key.txt --port 80\n"
                     "  curl localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\\n"

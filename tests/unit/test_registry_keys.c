@@ -483,6 +483,48 @@ static void file_gone(void **state) {
     support_remove(&d);
 }
 
+/* In a child, which may write no file beyond a limit. Reports by its exit code. */
+static int fill_disk(const test_dir *d) {
+    graft_error err = {0};
+    char secret[GRAFT_KEY_SIZE], name[16];
+    gr_registry *r = support_open(d);
+    uint64_t blocks = 0;
+    int rc = 0, n = 0;
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &(struct rlimit){200000, 1 << 20});
+    for (; rc == 0 && n < 1000; n++) {
+        blocks = gr_memory_blocks();
+        snprintf(name, sizeof name, "k%d", n);
+        rc = gr_registry_key_add(secret, r, name, both, 3, &err);
+    }
+    if (rc != GRAFT_E_STORAGE_FULL || secret[0] || gr_memory_blocks() != blocks) {
+        return 1;
+    }
+    if (gr_registry_key_remove(r, "k0", NULL) != GRAFT_E_STORAGE_FULL || gr_registry_key_count(r) != (size_t)n - 1) {
+        return 2;
+    }
+    setrlimit(RLIMIT_FSIZE, &(struct rlimit){1 << 20, 1 << 20});
+    if (gr_registry_key_add(secret, r, name, both, 3, NULL) || gr_registry_key_remove(r, "k0", NULL) || !gr_registry_check(r)) {
+        return 3; /* there is room again */
+    }
+    gr_registry_close(r);
+    return 0;
+}
+
+static void full_disk(void **state) {
+    (void)state;
+    test_dir d = test_dir_make();
+    pid_t pid = fork();
+    if (pid == 0) {
+        _exit(fill_disk(&d));
+    }
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+    support_remove(&d);
+}
+
 /* ---- no memory ------------------------------------------------------------------------------------------ */
 
 static int everything(gr_registry *r, graft_error *err) {
@@ -558,7 +600,8 @@ int main(void) {
         cmocka_unit_test(older_under_a_reader), cmocka_unit_test(older_backup),
         cmocka_unit_test(older_and_no_room),   cmocka_unit_test(removed_from_the_backup),
         cmocka_unit_test(lost_keys_are_not_copied), cmocka_unit_test(other_process),
-        cmocka_unit_test(file_gone),           cmocka_unit_test(allocation_failures),
+        cmocka_unit_test(file_gone),           cmocka_unit_test(full_disk),
+        cmocka_unit_test(allocation_failures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
