@@ -254,6 +254,12 @@ class Metrics(Case):
             self.assertTrue(not found or found == set(labels.split(", ")) - {""}, (name, found, labels))
 
 
+def end(server):
+    status, log = server.stop(), server.log()
+    server.close()
+    assert status == 0 and "Sanitizer" not in log, log
+
+
 class Failures(unittest.TestCase):
     """One slot, no queue, an adapter that fits another base."""
 
@@ -265,7 +271,7 @@ class Failures(unittest.TestCase):
 
     @classmethod
     def tearDownClass(cls):
-        cls.server.close()
+        end(cls.server)
 
     def page(self):
         return Page(self.server.get("/metrics").text)
@@ -304,7 +310,7 @@ class Labels(unittest.TestCase):
 
     @classmethod
     def tearDownClass(cls):
-        cls.server.close()
+        end(cls.server)
         cls.folder.cleanup()
 
     def test_cap_and_escapes(self):
@@ -420,7 +426,8 @@ class Llama(Case):
             self.assertEqual(list(slot), ["id", "n_ctx", "speculative", "is_processing", "id_task", "n_prompt_tokens", "n_prompt_tokens_processed",
                                           "n_prompt_tokens_cache", "adapter", "next_token"])
             self.assertEqual(slot["adapter"], "alder")
-            self.assertEqual(slot["n_prompt_tokens_processed"] + slot["n_prompt_tokens_cache"], slot["n_prompt_tokens"])
+            for s in self.good("GET", "/slots").json:
+                self.assertEqual(s["n_prompt_tokens_processed"] + s["n_prompt_tokens_cache"], s["n_prompt_tokens"])
             reply = self.bad(503, "no_slot", "GET", "/slots?fail_on_no_slot=1")
             self.assertEqual(reply.json["error"]["type"], "unavailable_error")
         finally:
