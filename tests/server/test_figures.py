@@ -486,6 +486,76 @@ class Llama(Case):
         self.bad(400, "invalid_value", "POST", "/apply-template", {}, param="messages")
 
 
+# ---- keys for one project ----
+
+class Scopes(Case):
+    args = LONG_ARGS
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.keys = {}
+        for name, projects in [("root", None), ("alder", ["alder"])]:
+            body = {"name": name} if projects is None else {"name": name, "projects": projects}
+            headers = {"Authorization": "Bearer " + cls.keys["root"]} if cls.keys else None
+            cls.keys[name] = cls.server.post("/v1/keys", body, headers=headers).json["key"]
+
+    def ask(self, key, method, path, body=None, status=200):
+        reply = self.server.ask(method, path, body, headers={"Authorization": "Bearer " + self.keys[key]})
+        self.assertEqual(reply.status, status, reply.text)
+        return reply.json
+
+    def text(self, key, **body):
+        body = {"prompt": PROMPT, "max_tokens": 8, "temperature": 0, **body}
+        return self.ask(key, "POST", "/v1/completions", body)["choices"][0]["text"]
+
+    def test_what_others_do_is_hidden(self):
+        clients = []
+        try:
+            for model in ["alder", "birch", "llama"]:
+                clients.append(self.server.socket())
+                clients[-1].sendall(request_bytes({**LONG, "model": model}, extra=f"Authorization: Bearer {self.keys['root']}\r\n"))
+            busy = lambda key: [s for s in self.ask(key, "GET", "/v1/status")["slots"] if s["state"] == "decode"]
+            wait_until(lambda: len(busy("root")) == 3, "three answers")
+            seen = lambda key: sorted((str(s["adapter"]), s["hidden"]) for s in busy(key))
+            self.assertEqual(seen("root"), [("None", False), ("alder", False), ("birch", False)])
+            self.assertEqual(seen("alder"), [("None", False), ("None", True), ("alder", False)])
+            self.assertNotIn("birch", json.dumps(self.ask("alder", "GET", "/v1/status")))
+            slots = lambda key: sorted(str(s["adapter"]) for s in self.ask(key, "GET", "/slots") if s["is_processing"])
+            self.assertEqual((slots("root"), slots("alder")), (["None", "alder", "birch"], ["None", "None", "alder"]))
+        finally:
+            for c in clients:
+                c.close()
+
+    def test_paths_are_for_admins(self):
+        root, alder = (self.ask(k, "GET", "/v1/status") for k in ["root", "alder"])
+        self.assertEqual((root["admin"], root["model"]["path"]), (True, str(BASE)))
+        self.assertEqual((alder["admin"], alder["model"]["path"]), (False, None))
+        self.assertEqual((self.ask("root", "GET", "/props")["model_path"], self.ask("alder", "GET", "/props")["model_path"]), (str(BASE), ""))
+        self.assertEqual(self.ask("alder", "GET", "/lora-adapters"), [{"id": 0, "path": "", "scale": 0, "task_name": "", "prompt_prefix": ""}])
+        for method, path, body in [("GET", "/metrics", None), ("POST", "/lora-adapters", [])]:
+            self.assertEqual(self.ask("alder", method, path, body, 403)["error"]["code"], "admin_key_needed")
+
+    def test_defaults_do_not_reach_further_than_the_key(self):
+        base = self.text("alder", model="llama")
+        self.ask("root", "POST", "/v1/projects/current", {"project": "birch"})
+        self.assertEqual((self.ask("root", "GET", "/v1/status")["current"], self.ask("alder", "GET", "/v1/status")["current"]), ("birch", None))
+        self.assertEqual((self.text("root"), self.text("alder")), (self.text("root", model="birch"), base))
+        self.ask("root", "POST", "/lora-adapters", [{"id": 0, "scale": 1}, {"id": 1, "scale": 1}])
+        self.assertEqual(self.text("alder"), self.text("alder", model="alder"))
+        self.assertNotEqual(self.text("alder"), self.text("root"))
+        self.ask("root", "POST", "/lora-adapters", [])
+
+    def test_every_key_may_ask_about_text(self):
+        self.assertEqual(self.ask("alder", "POST", "/tokenize", {"content": "a"}), {"tokens": [97]})
+        self.assertEqual(self.ask("alder", "POST", "/detokenize", {"tokens": [97]}), {"content": "a"})
+        self.assertIn("abc", self.ask("alder", "POST", "/apply-template", {"messages": [{"role": "user", "content": "abc"}]})["prompt"])
+        for path in ["/v1/status", "/metrics", "/lora-adapters", "/props", "/slots"]:
+            self.bad(401, "invalid_api_key", "GET", path)
+        for path in ["/tokenize", "/detokenize", "/apply-template", "/lora-adapters", "/slots/0"]:
+            self.bad(401, "invalid_api_key", "POST", path, {})
+
+
 # ---- packaging/ ----
 
 SERIES = r"(?<![\w:])(?:graft_[a-z0-9_]+|vllm:[a-z0-9_]+)"
