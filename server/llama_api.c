@@ -2,8 +2,8 @@
  * llama-server's own calls (0.5.0), in its shapes: global scales of adapters, properties, slots; text_api.c has tokens and the chat
  * template. What it can do and graft cannot (saving a slot's cache) is said with 501; its /completion is not here, OpenAI's calls are.
  *
- * Ids of adapters are the indexes of /v1/lora_adapters: they shift when adapters are added or removed. Scales that are set are
- * kept by name.
+ * Ids of adapters are the indexes of /v1/lora_adapters, which count what the key may see: they shift when adapters are added or
+ * removed. Scales that are set are kept by name.
  */
 #include "auth.h"
 #include "defaults.h"
@@ -40,6 +40,7 @@ static float default_scale(const server *s, const graft_registered *a) {
 
 void srv_get_llama_adapters(srv_exchange *x) {
     graft_registered_list *list = registered(x->s);
+    int64_t id = 0;
     srv_writer w;
     srv_writer_init(&w);
     srv_open(&w, '[');
@@ -47,7 +48,7 @@ void srv_get_llama_adapters(srv_exchange *x) {
         const graft_registered *a = &list->items[i];
         if (srv_may(x, a->project)) {
             srv_open(&w, '{');
-            srv_put_integer(&w, "id", (int64_t)i);
+            srv_put_integer(&w, "id", id++);
             srv_put_string(&w, "path", x->admin ? a->path : "");
             srv_put_number(&w, "scale", (double)default_scale(x->s, a));
             srv_put_string(&w, "task_name", "");

@@ -495,7 +495,7 @@ class Scopes(Case):
     def setUpClass(cls):
         super().setUpClass()
         cls.keys = {}
-        for name, projects in [("root", None), ("alder", ["alder"])]:
+        for name, projects in [("root", None), ("alder", ["alder"]), ("cedar", ["cedar"])]:
             body = {"name": name} if projects is None else {"name": name, "projects": projects}
             headers = {"Authorization": "Bearer " + cls.keys["root"]} if cls.keys else None
             cls.keys[name] = cls.server.post("/v1/keys", body, headers=headers).json["key"]
@@ -532,7 +532,11 @@ class Scopes(Case):
         self.assertEqual((root["admin"], root["model"]["path"]), (True, str(BASE)))
         self.assertEqual((alder["admin"], alder["model"]["path"]), (False, None))
         self.assertEqual((self.ask("root", "GET", "/props")["model_path"], self.ask("alder", "GET", "/props")["model_path"]), (str(BASE), ""))
-        self.assertEqual(self.ask("alder", "GET", "/lora-adapters"), [{"id": 0, "path": "", "scale": 0, "task_name": "", "prompt_prefix": ""}])
+        for key in ["alder", "cedar"]:
+            self.assertEqual(self.ask(key, "GET", "/lora-adapters"), [{"id": 0, "path": "", "scale": 0, "task_name": "", "prompt_prefix": ""}])
+            index, = (a["index"] for a in self.ask(key, "GET", "/v1/lora_adapters")["data"])
+            self.assertEqual(index, 0)
+            self.assertEqual(self.text(key, model="llama", lora=[{"id": 0}]), self.text(key, model=key))
         for method, path, body in [("GET", "/metrics", None), ("POST", "/lora-adapters", [])]:
             self.assertEqual(self.ask("alder", method, path, body, 403)["error"]["code"], "admin_key_needed")
 
