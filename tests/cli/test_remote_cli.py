@@ -5,6 +5,7 @@ GRAFT_BIN names the binary (required). The servers are a real `graft serve` with
 says what no graft would. Python's standard library only.
 """
 import contextlib
+import itertools
 import json
 import os
 import pty
@@ -406,7 +407,6 @@ class Strange(Case):
             "a reason that is none": http({"error": None}, "500 Internal Server Error"),
             "no reason": http(b"<h1>Bad Gateway</h1>", "502 Bad Gateway"),
             "large by its word": plain + b"Content-Length: 99999999999\r\n\r\n",
-            "headers that do not end": lambda r: (b"HTTP/1.1 200 OK\r\n" if i == 0 else b"X-%d: %s\r\n" % (i, b"x" * 1000) for i in range(2000)),
         }.items():
             with self.subTest(what):
                 self.refusal(reply, "bad_reply")
@@ -420,6 +420,15 @@ class Strange(Case):
         for args in [["load", "alder"], ["ps"]]:
             self.assertIn("larger", self.bad(1, "bad_reply", *args))
             self.assertTrue(server.gone.wait(TIMEOUT))
+
+    def test_headers_that_do_not_end(self):
+        def endless(request):
+            yield b"HTTP/1.1 200 OK\r\n"
+            while True:
+                yield b"X-More: " + b"x" * 1000 + b"\r\n"
+        server = self.fake(endless)
+        self.assertIn("headers", self.bad(1, "bad_reply", "ps"))
+        self.assertTrue(server.gone.wait(TIMEOUT))
 
     def test_elsewhere(self):
         other = Fake(lambda r: http({}))
@@ -505,7 +514,6 @@ class Talk(Case):
             "no JSON": ([said("a"), event(b"{")], "bad_reply", "a\n"),
             "a list": ([event(b"[]")], "bad_reply", ""),
             "an error": ([said("a"), event({"error": {"message": "gone", "code": "decode_failed"}})], "decode_failed", "a\n"),
-            "a line that does not end": ([b"data: " + b"x" * (2 << 20)], "bad_reply", ""),
             "other types": ([event({"choices": 7}), event({"choices": [{"delta": {"content": 7}}]}), event({"usage": []}), ending()], None, ""),
             "comments": ([b": still here\n\n", b"event: x\nid: 1\n", b"data:" + said("a")[6:], b"\r\n", ending()], None, "a\n"),
         }.items():
@@ -514,6 +522,13 @@ class Talk(Case):
                 done = self.graft("chat", input="x\n")
                 self.assertEqual((done.returncode, done.stdout), (1 if code else 0, shown), done.stderr)
                 self.assertRegex(done.stderr, rf"\Agraft: error: {code}: .+\n\Z" if code else r"\A\Z")
+
+    def test_a_line_that_does_not_end(self):
+        server = self.fake(lambda r: (STREAM if i == 0 else b"x" * 65536 for i in itertools.count()))
+        done = self.graft("chat", input="x\n")
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertRegex(done.stderr, r"\Agraft: error: bad_reply: .*a line that does not end\n\Z")
+        self.assertTrue(server.gone.wait(TIMEOUT))
 
     def test_what_failed_is_not_part_of_the_talk(self):
         replies = [http({"error": {"message": "no", "code": "queue_full"}}, "429 Too Many Requests"), STREAM + said("yes") + ending()]
