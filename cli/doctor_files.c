@@ -179,6 +179,7 @@ static void list_adapters(doctor *d) {
         doctor_say(d, DOCTOR_FAIL, "registered", "`graft registry check`", "%s: %s", graft_error_name(code), err.message);
     } else {
         check_adapters(d, list);
+        doctor_say(d, DOCTOR_OK, "keys", NULL, "%zu in the registry", graft_registry_key_count(r));
     }
     graft_registered_list_free(list);
     graft_registry_close(r);

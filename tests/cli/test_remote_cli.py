@@ -647,6 +647,35 @@ class Talk(Case):
         self.assertEqual(t.wait(), 1)
 
 
+class KeyServer(Served):
+    def test_add_list_remove(self):
+        self.assertIn("first key", self.bad(1, "admin_key_first", "key", "add", "app", "--project", "alder"))
+        done = self.graft("key", "add", "root")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stdout, r"\Agk_[A-Za-z0-9_-]{43}\n\Z")
+        self.assertRegex(done.stderr, r"\Agraft: the key root, for all projects .*\n\Z")
+        self.bad(1, "invalid_api_key", "key", "list")
+        root = {"GRAFT_API_KEY": done.stdout.strip()}
+        made = self.graft("key", "add", "app", "--project", "alder", "--json", **root)
+        self.assertEqual(made.stderr, "")
+        made = json.loads(made.stdout)
+        self.assertEqual((made["id"], made["admin"], made["projects"]), ("app", False, ["alder"]))
+        app = {"GRAFT_API_KEY": made["key"]}
+        self.bad(1, "conflict", "key", "add", "app", **root)
+        self.assertRegex(self.good("key", "list", **root), r"(?m)^app +alder +20.*\nroot +all \(admin\) +20")
+        self.assertEqual([k["id"] for k in self.object("key", "list", **root)["keys"]], ["app", "root"])
+        self.assertEqual([a["id"] for a in self.object("ps", "--all", **app)["adapters"]], ["alder"])
+        self.assertEqual(self.object("chat", "alder", "-n", 2, input="abc\n", **app)["adapter"], "alder")
+        self.assertIn("model_not_found", self.graft("chat", "birch", input="abc\n", **app).stderr)
+        for args in [["load", "alder"], ["pin", "alder"], ["switch", "alder"], ["key", "list"]]:
+            self.bad(1, "admin_key_needed", *args, **app)
+        self.assertEqual(self.object("key", "remove", "app", **root), {"removed": "app"})
+        self.bad(1, "not_found", "key", "remove", "app", **root)
+        self.bad(1, "invalid_api_key", "ps", **app)
+        self.assertEqual(self.good("key", "remove", "root", **root), "removed root\n")
+        self.good("ps")
+
+
 class KeyFile(Case):
     """graft key on the registry's file."""
     def setUp(self):
@@ -711,7 +740,7 @@ class Doctor(Case):
         self.assertEqual({c["state"] for n, c in found.items() if n not in ("open files", "processor", "memory")}, {"ok"}, found)
         for name, part in {"graft": "0.1.0", "libllama": ".", "processor": "cores", "memory": "GiB", "open files": "at once", "settings": "no file",
                            "model": "llama.gguf", "architecture": "llama", "adapters": "by rows", "registry": "1 projects, 1 adapters", "backup": "1 adapters",
-                           "registered": "1 of 1", "registry folder": "can be written", "disk": "free", "key": "none", "server": "is free"}.items():
+                           "registered": "1 of 1", "keys": "0", "registry folder": "can be written", "disk": "free", "key": "none", "server": "is free"}.items():
             self.assertIn(part, found[name]["text"])
         text = self.good("doctor")
         self.assertRegex(text, r"(?m)^ok    model            /")
