@@ -1,6 +1,6 @@
 # What a person types. CMake (CMakePresets.json) does the building; this file fetches what it needs first.
 .DEFAULT_GOAL := help
-.PHONY: help demo build dev deps test test-dev test-asan test-tsan test-clang check schedules model planted bench bench-loader test-server clients oracle cachesim install clean
+.PHONY: help demo build dev deps test test-dev test-asan test-tsan test-clang check schedules model planted bench bench-loader test-server clients browser oracle cachesim install clean
 
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 export CTEST_OUTPUT_ON_FAILURE = 1
@@ -62,6 +62,9 @@ test-server: dev  ## graft serve over real sockets
 
 clients: dev  ## the real OpenAI client against graft serve; fetches it
 	@tests/server/run.sh
+
+browser: dev  ## the dashboard in the system's Chromium; installs what it needs, or says what is missing
+	@tests/browser/run.sh
 
 oracle: dev  ## against PEFT itself: makes the golden logits anew with PyTorch and compares
 	@tests/oracle/run.sh

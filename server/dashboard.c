@@ -34,7 +34,6 @@ static void reply_asset(srv_exchange *x, const srv_asset *a) {
     srv_header(x, "Content-Security-Policy", policy);
     srv_header(x, "X-Frame-Options", "DENY"); /* for browsers that do not know frame-ancestors */
     srv_header(x, "Referrer-Policy", "no-referrer");
-    srv_header(x, "Cross-Origin-Opener-Policy", "same-origin");
     srv_header(x, "Cross-Origin-Resource-Policy", "same-origin");
     srv_header(x, "Cache-Control", "no-cache"); /* asked for again each time, answered with 304: files of two versions never mix */
     srv_header(x, "ETag", a->etag);

@@ -90,7 +90,7 @@ export async function scan() {
         }
         s.error = s.done ? "" : "the answer ended early";
     } catch (e) {
-        s.error = e.name === "AbortError" ? "no longer followed; the server may go on" : e.message;
+        s.error = e.name === "AbortError" ? "stopped; what it had registered stays" : e.message;
     }
     s.running = false;
     note(s.error ? `scan: ${s.error}` : `scan: ${count(s.done.added)} added, ${count(s.done.known)} known, ${count(s.done.broken + s.done.refused)} not usable`, Boolean(s.error));

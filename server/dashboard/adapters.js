@@ -74,7 +74,7 @@ class Row extends Component {
                 ${open && html`<${Details} row=${row} />`}
             </th>
             <td class="cell-state"><span class="pill ${kind}">${word}</span></td>
-            <td class="number cell-size" data-label="in memory">${row.bytes ? bytes(row.bytes) : "–"}</td>
+            <td class="number cell-size ${row.bytes ? "" : "nothing"}">${row.bytes ? bytes(row.bytes) : "–"}</td>
             <td class="number cell-requests" data-label="requests">${count(row.requests)}</td>
             <td class="number cell-age" data-label="used">${age}</td>
             <td class="cell-actions"><div class="actions">${this.actions()}</div></td>
@@ -146,11 +146,11 @@ function Empty({ admin }) {
 
 function Scan({ scan: s }) {
     const line = (l) => html`<li key=${l.n} class=${l.code ? "bad" : ""}><b>${l.outcome}</b> <span>${l.id || l.path}</span>${l.message && html` <span class="muted">${l.message}</span>`}</li>`;
-    const told = s.done ? `${counted(s.done.entries, "folder")} and files: ${count(s.done.added)} added, ${count(s.done.known)} known, ${count(s.done.broken)} broken, ${count(s.done.refused)} refused, ${count(s.done.skipped)} skipped`
+    const told = s.done ? `${count(s.done.entries)} entries: ${count(s.done.added)} added, ${count(s.done.known)} known, ${count(s.done.broken)} broken, ${count(s.done.refused)} refused, ${count(s.done.skipped)} skipped`
         : `${count(s.n)} looked at`;
     return html`<section class="scan" aria-label="Scan of the adapters' folder" aria-busy=${s.running ? "true" : "false"}>
         <div class="head"><p>${s.running ? html`<span class="spinner" aria-hidden="true" /> Scanning: ${told}` : s.error ? html`<span class="why">Scan: ${s.error}</span>` : `Scanned: ${told}`}${s.done && !s.done.complete ? ". Not all of it could be read." : ""}</p>
-            <${IconButton} icon="close" label=${s.running ? "Stop following the scan" : "Close the scan's result"} onClick=${closeScan} /></div>
+            <${IconButton} icon="close" label=${s.running ? "Stop the scan" : "Close the scan's result"} onClick=${closeScan} /></div>
         ${s.lines.length > 0 && html`<ol tabindex="0" aria-label="What was found">${[...s.lines].reverse().map(line)}</ol>`}
     </section>`;
 }
@@ -170,7 +170,7 @@ export function Adapters({ state }) {
         ${state.scan && html`<${Scan} scan=${state.scan} />`}
         ${tab === "adapters" && all?.length > 0 && html`<div class="tools">
             <label class="search"><${Icon} name="search" /><span class="unseen">Filter adapters</span>
-                <input id="filter" type="search" placeholder="Filter by name or path" value=${filter} onInput=${(e) => setFilter(e.target.value)} autocomplete="off" spellcheck="false" /></label>
+                <input id="filter" type="search" placeholder="Filter by name or path" value=${filter} onInput=${(e) => setFilter(e.target.value)} autocomplete="off" spellcheck=${false} /></label>
             <div class="segments" role="group" aria-label="Which adapters">${Object.entries(kinds).map(([name, [label, f]]) => choice(name, kind, setKind, label, name === "all" ? undefined : all.filter(f).length))}</div>
         </div>`}
         ${!all ? html`<p class="empty muted">…</p>` : !all.length ? html`<${Empty} admin=${admin} />`

@@ -36,7 +36,7 @@ function nextTheme() {
 
 function Health({ status, link }) {
     if (link === "lost") {
-        return html`<span class="pill bad">not reachable</span>`;
+        return html`<span class="pill bad">${state.lostStatus ? "no figures" : "not reachable"}</span>`;
     }
     if (!status) {
         return null;
@@ -70,14 +70,14 @@ function Lost({ s }) {
         return () => clearInterval(timer);
     }, []);
     const left = Math.max(0, Math.ceil((s.retryAt - performance.now()) / 1000));
-    return html`<div class="banner bad" role="alert"><p><b>Not reachable.</b> <span aria-live="off">${s.lostText}; ${left > 0 ? `trying again in ${left} s` : "trying again"}.</span>
+    return html`<div class="banner bad" role="alert"><p><b>${s.lostStatus ? "The server answers with an error." : "Not reachable."}</b> <span aria-live="off">${s.lostText}; ${left > 0 ? `trying again in ${left} s` : "trying again"}.</span>
         ${s.status && " What is below is the last that was known."}</p><button type="button" class="small" onClick=${pollNow}>Try now</button></div>`;
 }
 
 function Notes({ notes }) {
-    const one = (n) => html`<li key=${n.id} class=${n.bad ? "bad" : ""}><span>${n.text}</span>
-        <button type="button" class="quiet" aria-label="Close this message" onClick=${() => dropNote(n.id)}><${Icon} name="close" /></button></li>`;
-    return html`<ul class="notes" role="status" aria-live="polite">${notes.map(one)}</ul>`;
+    const one = (n) => html`<div key=${n.id} class="note ${n.bad ? "bad" : ""}"><span>${n.text}</span>
+        <button type="button" class="quiet" aria-label="Close this message" onClick=${() => dropNote(n.id)}><${Icon} name="close" /></button></div>`;
+    return html`<div class="notes" role="status">${notes.map(one)}</div>`;
 }
 
 /* ---- keys --------------------------------------------------------------------------------------------- */
@@ -150,6 +150,7 @@ function App() {
             <${Content} s=${s} />
         </main>
         <${Notes} notes=${s.notes} />
+        <p class="unseen" role="status">${s.said}</p>
         ${helping && html`<${Help} close=${() => setHelping(false)} />`}`;
 }
 

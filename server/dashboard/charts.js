@@ -3,9 +3,11 @@ import { html } from "./html.js";
 
 const WIDTH = 240, HEIGHT = 44;
 
-/* Samples { at, [field] } over the last `seconds`. The scale begins at 0; its top is the greatest value seen. */
-export function Line({ samples, field, seconds, label }) {
+/* Samples { at, [field] } over the last `most` seconds, or since the page was opened. The scale begins at 0; its top is the greatest
+ * value seen. */
+export function Line({ samples, field, most: longest, label }) {
     const now = samples.length ? samples[samples.length - 1].at : 0;
+    const seconds = samples.length ? Math.min(longest, Math.max(30, now - samples[0].at)) : longest;
     const seen = samples.filter((s) => now - s.at <= seconds);
     const most = Math.max(1, ...seen.map((s) => s[field]));
     const points = seen.map((s) => [WIDTH - ((now - s.at) / seconds) * WIDTH, HEIGHT - 2 - (s[field] / most) * (HEIGHT - 6)]);

@@ -6,7 +6,7 @@ import { count, milliseconds, rate } from "./format.js";
 import { Icon } from "./icons.js";
 import { Sharers } from "./overview.js";
 import { pollNow } from "./poll.js";
-import { changed, note, set, state } from "./store.js";
+import { changed, say, set, state } from "./store.js";
 
 /* Outside of the components: it stays while another view is shown. A turn: { role, text }, of an answer also what is known of it:
  * asked, first, last (ms), pieces, adapter, generation, fallback, finish, usage, timings, error, running. */
@@ -76,7 +76,7 @@ async function ask(pane, text, signal) {
             }
             take(turn, JSON.parse(data));
         }
-        note(`${pane.model} has answered`);
+        say(`${pane.model} has answered`);
     } catch (e) {
         if (e.name === "AbortError") {
             turn.finish = "stopped";
@@ -125,14 +125,14 @@ function speed(turn) {
 }
 
 function Facts({ turn }) {
-    const cached = turn.usage?.prompt_tokens_details?.cached_tokens;
+    const cached = turn.usage?.prompt_tokens_details?.cached_tokens, by = turn.fallback ? null : turn.adapter;
     const facts = [
-        turn.answered && html`<span class="chip ${colourOf(turn.adapter)}">${turn.adapter || "base"}</span>`,
+        turn.answered && html`<span class="chip ${colourOf(by)}">${by || "base"}</span>`,
         turn.generation && html`<span title="generation ${turn.generation}">generation <code>${turn.generation.slice(0, 8)}</code></span>`,
         turn.first > 0 && html`<span>first token after ${milliseconds(turn.first - turn.asked)}</span>`,
         speed(turn) > 0 && html`<span>${rate(speed(turn))} tokens/s</span>`,
         turn.usage && html`<span>${count(turn.usage.completion_tokens)} tokens</span>`,
-        cached > 0 && html`<span>${count(cached)} of ${count(turn.usage.prompt_tokens)} prompt tokens from the cache</span>`,
+        cached > 0 && html`<span>${count(cached)} of ${count(turn.usage.prompt_tokens)} prompt tokens cached</span>`,
         turn.finish === "length" && html`<span>cut off by the limit of tokens</span>`,
         turn.finish === "stopped" && html`<span>stopped</span>`,
     ];

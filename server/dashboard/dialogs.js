@@ -37,8 +37,8 @@ export function AddDialog({ close }) {
     };
     return html`<${Dialog} title="Add an adapter" close=${close}>
         <form onSubmit=${submit}>
-            <label>Name<input required maxlength="257" value=${name} onInput=${(e) => setName(e.target.value)} placeholder="project or project/adapter" autocomplete="off" spellcheck="false" autofocus /></label>
-            <label>Path on the server<input required value=${path} onInput=${(e) => setPath(e.target.value)} placeholder="below the server's adapters folder" autocomplete="off" spellcheck="false" /></label>
+            <label>Name<input required maxlength="257" value=${name} onInput=${(e) => setName(e.target.value)} placeholder="project or project/adapter" autocomplete="off" spellcheck=${false} autofocus /></label>
+            <label>Path on the server<input required value=${path} onInput=${(e) => setPath(e.target.value)} placeholder="below the server's adapters folder" autocomplete="off" spellcheck=${false} /></label>
             <p class="why" role="alert">${error}</p>
             <div class="buttons end"><button type="button" onClick=${close}>Cancel</button><button type="submit" class="primary" disabled=${busy}>${busy ? "Loading…" : "Add and load"}</button></div>
         </form>
@@ -54,6 +54,7 @@ export function Help({ close }) {
     return html`<${Dialog} title="Keys" close=${close}>
         <dl class="keys">${shortcuts.map(([k, what]) => html`<div key=${k}><dt><kbd>${k}</kbd></dt><dd>${what}</dd></div>`)}</dl>
         <p class="muted">In the chat, Enter sends and Shift+Enter begins a line.</p>
+        <p class="muted licences">This page uses <a href="dashboard/vendor/preact.license.txt">Preact</a> and <a href="dashboard/vendor/htm.license.txt">htm</a>.</p>
     <//>`;
 }
 
@@ -84,8 +85,8 @@ export function KeyForm({ kind }) {
     return html`<section class="card key-form" aria-labelledby="key-title">
         <h2 id="key-title" role=${kind === "wrong" ? "alert" : undefined}>${title}</h2><p class="muted">${say}</p>
         <form onSubmit=${submit}>
-            <label>Key<input id="key" type="password" required value=${text} onInput=${(e) => setText(e.target.value)} autocomplete="off" spellcheck="false" placeholder="gk_…" /></label>
-            <label class="check"><input type="checkbox" checked=${remember} onChange=${(e) => setRemember(e.target.checked)} />Remember on this device <span class="muted">(otherwise until this tab is closed)</span></label>
+            <label>Key<input id="key" type="password" required value=${text} onInput=${(e) => setText(e.target.value)} autocomplete="off" spellcheck=${false} placeholder="gk_…" /></label>
+            <label class="check"><input type="checkbox" checked=${remember} onChange=${(e) => setRemember(e.target.checked)} /><span>Remember on this device <span class="muted">(else until the tab is closed)</span></span></label>
             <div class="buttons end">
                 ${kind === "change" && html`<button type="button" onClick=${cancel}>Cancel</button>`}
                 ${kind === "change" && hasKey() && html`<button type="button" onClick=${() => begin("")}>Forget the key</button>`}

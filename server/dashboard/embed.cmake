@@ -9,6 +9,7 @@ foreach(file IN LISTS FILES)
     set(type_js "text/javascript; charset=utf-8")
     set(type_css "text/css; charset=utf-8")
     set(type_svg "image/svg+xml")
+    set(type_txt "text/plain; charset=utf-8") # licences travel with what they are for
     if(NOT DEFINED type_${extension})
         message(FATAL_ERROR "${file}: no Content-Type is known for .${extension}")
     endif()

@@ -17,7 +17,7 @@ function Tile({ title, value, unit, children, foot }) {
 
 function RateTile({ title, samples, field, value, foot }) {
     return html`<${Tile} title=${title} value=${rate(value)} unit="per second" foot=${foot}>
-        <${Line} samples=${samples} field=${field} seconds=${SECONDS} label="${title}: ${rate(value)} per second now; the last ${SECONDS / 60} minutes" />
+        <${Line} samples=${samples} field=${field} most=${SECONDS} label="${title}: ${rate(value)} per second now; the last ${SECONDS / 60} minutes" />
     <//>`;
 }
 
@@ -78,7 +78,7 @@ function Memory({ memory: m, adapters }) {
         <${Bar} parts=${parts} whole=${whole} label="${bytes(m.counted)} of ${bytes(m.limit)}: ${shown.map((p) => `${p.label} ${bytes(p.value)}`).join(", ")}" />
         <dl class="legend">
             ${shown.map((p) => html`<div key=${p.name}><dt><span class="swatch ${p.name}" />${p.label}</dt><dd>${bytes(p.value)}</dd></div>`)}
-            ${m.limit > 0 && html`<div key="free"><dt><span class="swatch free" />${over ? "over the limit by" : "free under the limit"}</dt><dd>${bytes(Math.abs(free))}</dd></div>`}
+            ${m.limit > 0 && html`<div key="free" class=${over ? "bad-text" : ""}><dt><span class="swatch free" />${over ? "over the limit by" : "free under the limit"}</dt><dd>${bytes(Math.abs(free))}</dd></div>`}
         </dl>
         <p class="foot">${counted(m.n_resident, "adapter")} in memory${m.max_adapters > 0 ? `, at most ${count(m.max_adapters)}` : ""}.
             ${m.process > 0 ? ` Process ${bytes(m.process)}` : ""}${m.machine > 0 ? ` of the machine's ${bytes(m.machine)}.` : ""}</p>
@@ -123,7 +123,7 @@ function Batch({ status }) {
     return html`<section class="card" aria-labelledby="batch-title">
         <div class="head"><h2 id="batch-title">Batch</h2>
             <p class="aside">${busy ? html`${counted(batch.rows, "row")}, ${counted(batch.adapters, "adapter")} <span class="muted">in the last step</span>` : html`<span class="muted">${count(slots.length)} slots, idle</span>`}</p></div>
-        <ol class="slots">${slots.map((s) => html`<${Slot} key=${s.id} slot=${s} />`)}</ol>
+        <ol class="slots ${slots.length > 16 ? "many" : ""}">${slots.map((s) => html`<${Slot} key=${s.id} slot=${s} />`)}</ol>
         <${Sharers} slots=${slots} />
     </section>`;
 }

@@ -64,7 +64,7 @@ function failed(e) {
         return;
     }
     failures++;
-    set({ link: "lost", lostText: e.message, retryAt: performance.now() + wait() });
+    set({ link: "lost", lostText: e.message, lostStatus: e.status, retryAt: performance.now() + wait() });
 }
 
 function wait() {

@@ -7,13 +7,14 @@ export const state = {
     projects: null,
     samples: [], /* { at, prompt, completion }: rates, for the lines */
     link: "starting", /* "starting", "good", "lost" */
-    lostText: "",
+    lostText: "", lostStatus: 0, /* why: the error, and its HTTP status; 0 = no answer */
     retryAt: 0, /* ms; when lost */
     key: null, /* null, "needed", "wrong", "change": which form is shown */
     view: "overview",
     busy: new Map(), /* adapter id: what is being done with it */
     failed: new Map(), /* adapter id: why the last action on it failed */
     notes: [], /* { id, text, bad } */
+    said: "", /* for screen readers only */
     scan: null, /* { lines, done, error, running } */
 };
 
@@ -59,6 +60,11 @@ export function note(text, bad = false) {
 
 export function dropNote(id) {
     set({ notes: state.notes.filter((n) => n.id !== id) });
+}
+
+/* What everybody else sees anyway. */
+export function say(text) {
+    set({ said: text });
 }
 
 export function isAdmin() {

@@ -16,5 +16,5 @@ clean() { sed -e 's/from"preact"/from".\/preact.js"/' -e '/^\/\/# sourceMappingU
 clean "$tmp/preact/dist/preact.mjs" preact.js
 clean "$tmp/preact/hooks/dist/hooks.mjs" hooks.js
 clean "$tmp/htm/dist/htm.mjs" htm.js
-cp "$tmp/preact/LICENSE" "$here/LICENSE.preact"
-cp "$tmp/htm/LICENSE" "$here/LICENSE.htm"
+cp "$tmp/preact/LICENSE" "$here/preact.license.txt"
+cp "$tmp/htm/LICENSE" "$here/htm.license.txt"
