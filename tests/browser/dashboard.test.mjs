@@ -27,6 +27,11 @@ async function stateIs(page, id, word) {
     await row(page, id).locator(".pill", { hasText: word }).waitFor();
 }
 
+/* There are n of it, now or soon. */
+async function there(page, n, selector) {
+    await until(async () => (await page.locator(selector).count()) === n, `${n} of ${selector}`);
+}
+
 async function choose(page, pane, id) {
     await page.locator(".pane").nth(pane).locator("select").selectOption(id);
 }
@@ -45,7 +50,7 @@ test("lists adapters, projects and figures", async () => {
     assert.equal(await page.locator(".slot").count(), 4);
     await page.getByText("free under the limit").waitFor();
     await page.getByRole("button", { name: /^Projects/ }).click();
-    assert.equal(await page.locator("table.projects tbody tr").count(), 5);
+    await there(page, 5, "table.projects tbody tr");
     await page.done();
 });
 
@@ -88,7 +93,7 @@ test("shows why an action failed", async () => {
     await page.getByRole("button", { name: "Add and load" }).click();
     await page.locator("dialog [role=alert]", { hasText: "No adapter found for oak" }).waitFor();
     await page.keyboard.press("Escape");
-    await until(async () => (await page.locator("dialog").count()) === 0, "the dialog's end");
+    await there(page, 0, "dialog");
     await page.done();
 });
 
@@ -113,7 +118,7 @@ test("scans the folder and tells each find", async () => {
     assert.match(await page.locator(".scan li", { hasText: "elm" }).innerText(), /broken/);
     await row(page, "hazel").waitFor();
     await page.getByRole("button", { name: "Close the scan's result" }).click();
-    assert.equal(await page.locator(".scan").count(), 0);
+    await there(page, 0, ".scan");
     await page.done();
 });
 
@@ -135,7 +140,7 @@ test("chats with one adapter, in several turns", async () => {
     assert.match(facts, /tokens\/s/);
     assert.match(facts, /prompt tokens cached/); /* of the second turn */
     await page.getByRole("button", { name: "Clear the conversation" }).click();
-    assert.equal(await page.locator(".turn").count(), 0);
+    await there(page, 0, ".turn");
     await page.done();
 });
 
@@ -189,7 +194,7 @@ test("keyboard only", async () => {
     await press("Enter", "/");
     await until(() => page.evaluate(() => document.activeElement.id === "filter"), "the filter's focus");
     await page.keyboard.type("cedar");
-    await until(async () => (await page.locator("tbody tr").count()) === 1, "the filter");
+    await there(page, 1, "tbody tr");
     const focused = () => page.evaluate(() => document.activeElement.getAttribute("aria-label") || document.activeElement.innerText);
     const outlined = () => page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
     for (let i = 0; (await focused()) !== "Load cedar"; i++) {
@@ -203,7 +208,7 @@ test("keyboard only", async () => {
     await press("?");
     await page.getByRole("dialog", { name: "Keys" }).waitFor();
     await press("Escape");
-    await until(async () => (await page.locator("dialog").count()) === 0, "the help's end");
+    await there(page, 0, "dialog");
     await press("2");
     await until(() => page.evaluate(() => document.activeElement.id === "message"), "the message's focus");
     await page.keyboard.type("abc");
@@ -326,7 +331,6 @@ test("text of the server is text", async () => {
 
 test("a thousand adapters stay usable", async () => {
     const page = await open(browser, "about:blank");
-    let drawn = 0;
     await page.route("**/v1/lora_adapters", async (route) => {
         const reply = await route.fetch(), list = await reply.json();
         const data = Array.from({ length: 1000 }, (_, i) => ({ ...list.data[0], id: `tenant-${1000 + i}`, project: `tenant-${1000 + i}`, requests: i }));
@@ -334,12 +338,11 @@ test("a thousand adapters stay usable", async () => {
     });
     await page.goto(server.url);
     await row(page, "tenant-1000").waitFor();
-    drawn = await page.locator("tbody tr").count();
-    assert.equal(drawn, 100);
+    await there(page, 100, "tbody tr");
     await page.getByRole("button", { name: "Show 100 more" }).click();
-    await until(async () => (await page.locator("tbody tr").count()) === 200, "more rows");
+    await there(page, 200, "tbody tr");
     await page.getByRole("searchbox").fill("tenant-1777");
-    await until(async () => (await page.locator("tbody tr").count()) === 1, "the filter");
+    await there(page, 1, "tbody tr");
     await page.getByRole("searchbox").fill("");
     await page.getByRole("button", { name: "Requests", exact: true }).click();
     await until(async () => (await page.locator("tbody tr").first().getAttribute("data-id")) === "tenant-1999", "the order");
@@ -453,9 +456,9 @@ test("a project's key sees its own and changes nothing", async () => {
     const page = await open(browser, own.url, { allow: /status of 401/ });
     await giveKey(page, made.json().key);
     await row(page, "birch").waitFor();
-    assert.equal(await page.locator("tbody tr").count(), 1);
+    await there(page, 1, "tbody tr");
     await page.getByText("project key").waitFor();
-    for (const name of [/^Load/, /^Unload/, /^Pin/, "Scan folder", "Add"]) {
+    for (const name of [/^Load /, /^Unload /, /^Pin /, "Scan folder", "Add"]) {
         assert.equal(await page.getByRole("button", { name, exact: true }).count(), 0, String(name));
     }
     await page.getByRole("button", { name: "Chat with birch" }).click();
