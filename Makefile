@@ -1,6 +1,6 @@
 # What a person types. CMake (CMakePresets.json) does the building; this file fetches what it needs first.
 .DEFAULT_GOAL := help
-.PHONY: help demo build dev deps test test-dev test-asan test-tsan test-clang check schedules model planted bench bench-loader test-server clients browser oracle cachesim install clean
+.PHONY: help demo build dev deps test test-dev test-asan test-tsan test-clang check schedules model planted bench bench-loader test-server clients browser bench-server soak contamination oracle cachesim install clean
 
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 export CTEST_OUTPUT_ON_FAILURE = 1
@@ -56,6 +56,15 @@ bench: build  ## speed: rows against grouped, base and libllama's own path; figu
 
 bench-loader: build  ## the dynamic loader: leases, loading beside libllama's, eviction, 10,000 names, policies
 	@bench/loader.sh
+
+bench-server: build  ## speed through HTTP, beside llama-server's; builds that first (a quarter of an hour, once)
+	@bench/server.sh
+
+soak: dev  ## 64 streams over 8 adapters for five minutes, with 1,000 idle and many badly behaved connections beside them
+	@GRAFT_BIN=build/dev/graft GRAFT_CONFIG=/dev/null GRAFT_TEST_MODEL=$$(tools/get_model.sh) python3 tests/soak/soak.py --projects
+
+contamination: dev  ## 10,000 answers over shared prompts, replaced and evicted adapters: none may differ from its solo one
+	@GRAFT_BIN=build/dev/graft GRAFT_CONFIG=/dev/null python3 tests/soak/contamination.py
 
 test-server: dev  ## graft serve over real sockets
 	@GRAFT_BIN=build/dev/graft GRAFT_CONFIG=/dev/null GRAFT_TEST_MODEL=$$(tools/get_model.sh) python3 tests/server/test_server.py

@@ -27,12 +27,13 @@ MODULES = {
 }
 AMPLITUDE = 0.05
 POOL = 1 << 19  # numbers that are drawn; matrices are slices of them, since packing each number takes Python long
-SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # GGUF value types and their bytes
-STRING, ARRAY = 8, 9
+# GGUF value types as struct spells them; type 9 is an array.
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING = 8
 
 
 class Gguf:
-    """The header of a GGUF file: .shapes maps tensor names to dimensions, fastest first."""
+    """The header of a GGUF file: .shapes maps tensor names to dimensions, fastest first; .values has its strings and numbers."""
 
     def __init__(self, path):
         with open(path, "rb") as file:
@@ -40,9 +41,10 @@ class Gguf:
             if file.read(4) != b"GGUF" or self.number("<I") not in (2, 3):
                 sys.exit(f"{path}: not a GGUF file of version 2 or 3")
             n_tensors, n_keys = self.number("<Q"), self.number("<Q")
+            self.values = {}
             for _ in range(n_keys):
-                self.string()
-                self.skip_value(self.number("<I"))
+                key = self.string().decode()
+                self.values[key] = self.value(self.number("<I"))
             self.shapes = {}
             for _ in range(n_tensors):
                 name = self.string().decode()
@@ -55,18 +57,18 @@ class Gguf:
     def string(self):
         return self.file.read(self.number("<Q"))
 
-    def skip_value(self, kind):
+    def value(self, kind):
         if kind == STRING:
-            self.string()
-        elif kind == ARRAY:
-            inner, count = self.number("<I"), self.number("<Q")
-            if inner in SCALARS:
-                self.file.seek(count * SCALARS[inner], 1)
-            else:
-                for _ in range(count):
-                    self.skip_value(inner)
+            return self.string().decode()
+        if kind in SCALARS:
+            return self.number(f"<{SCALARS[kind]}")
+        inner, count = self.number("<I"), self.number("<Q")
+        if inner in SCALARS:
+            self.file.seek(count * struct.calcsize(SCALARS[inner]), 1)
         else:
-            self.file.seek(SCALARS[kind], 1)
+            for _ in range(count):
+                self.value(inner)
+        return None
 
 
 def modules_of(shapes):

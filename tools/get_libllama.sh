@@ -61,19 +61,7 @@ if [ -f "$prefix/ready" ]; then
 fi
 mkdir -p "$work"
 
-sdist="$CACHE/llama_cpp_python-$LLAMA_SDIST_VERSION.tar.gz"
-if [ ! -f "$sdist" ]; then
-    say "libllama: downloading its source (llama-cpp-python $LLAMA_SDIST_VERSION, about 75 MB; takes a minute or two)"
-    python3 -m pip download --quiet --no-deps --no-binary llama-cpp-python -d "$work/dl" \
-        "llama-cpp-python==$LLAMA_SDIST_VERSION" >&2
-    if ! python3 -c 'import hashlib, sys; sys.exit(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest() != sys.argv[2])' \
-        "$work"/dl/llama_cpp_python-*.tar.gz "$LLAMA_SDIST_SHA256"; then
-        say "libllama: the source package is not the one that was tested (SHA-256 differs)"
-        exit 1
-    fi
-    mv "$work"/dl/llama_cpp_python-*.tar.gz "$sdist"
-fi
-
+sdist=$("$here/get_llama_source.sh")
 say "libllama: building version $LLAMA_VERSION ($flavour), once, in about three minutes"
 tar -xzf "$sdist" -C "$work"
 src="$work/llama_cpp_python-$LLAMA_SDIST_VERSION/vendor/llama.cpp"
