@@ -135,12 +135,14 @@ async def measure(sides, args):
         order = sides if number % 2 == 0 else sides[::-1]
         found = {side.name: await one_round(side, args.tokens, number) for side in order}
         rounds.append(found)
-        print(f"  round {number + 1}: " + "; ".join(f"{k} {found['graft'][k]:.1f}/{found['llama'][k]:.1f}" for k in found["graft"]), file=sys.stderr, flush=True)
-    return {"rounds": rounds, "memory": {side.name: side.memory() for side in sides}, "same_answers": sum(a == b for a, b in zip(*texts))}
+        pairs = "; ".join(f"{k} {found['graft'][k]:.1f}/{found['llama'][k]:.1f}" for k in found["graft"])
+        print(f"  round {number + 1}: {pairs}", file=sys.stderr, flush=True)
+    return {"rounds": rounds, "memory": {side.name: side.memory() for side in sides},
+            "same_answers": sum(a == b for a, b in zip(*texts))}
 
 
-ROWS = [("mixed", "8 clients on 8 adapters, tokens/s"), ("alone", "one client, one adapter, tokens/s"), ("same", "8 clients on one adapter, tokens/s"),
-        ("base", "8 clients on the base, tokens/s"), ("base_alone", "one client on the base, tokens/s"),
+ROWS = [("mixed", "8 clients on 8 adapters, tokens/s"), ("alone", "one client, one adapter, tokens/s"),
+        ("same", "8 clients on one adapter, tokens/s"), ("base", "8 clients on the base, tokens/s"), ("base_alone", "one client on the base, tokens/s"),
         ("switch_ms", "first token after a switch of adapter, ms"), ("cold_ms", "first token of a cold adapter, ms")]
 
 
@@ -153,7 +155,8 @@ def table(result):
     for key, words in ROWS:
         graft, llama = ([r[side][key] for r in result["rounds"]] for side in ["graft", "llama"])
         ratios = [a / b for a, b in zip(graft, llama)]
-        print(f"| {words} | {spread(graft)} | {spread(llama)} | **{statistics.median(ratios):.2f}** ({min(ratios):.2f} to {max(ratios):.2f}) |")
+        ratio = f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"| {words} | {spread(graft)} | {spread(llama)} | {ratio} |")
     for key, words in [("rss", "resident"), ("pss", "proportional"), ("anonymous", "anonymous")]:
         a, b = (result["memory"][side][key] for side in ["graft", "llama"])
         print(f"| memory after it, {words}, MiB | {a} | {b} | {a / b:.2f} |")
@@ -179,10 +182,11 @@ def main():
     loras = ",".join(str(args.converted / f"adapter-{i + 1}.gguf") for i in range(N))
     with tempfile.TemporaryDirectory() as folder:
         sides = [
-            Side("graft", [args.graft, "serve", "-m", args.model, "--adapters", args.adapters, "--registry", f"{folder}/registry.db", "-t", args.threads,
-                           "--slots", N, "--ctx", args.context, "--port", args.port], args.port),
-            Side("llama", [args.llama_server, "-m", args.model, "--lora", loras, "--lora-init-without-apply", "-t", args.threads, "-tb", args.threads,
-                           "-np", N, "-c", N * args.context, "--no-kv-unified", "--cache-ram", "0", "--port", args.port + 1, "--offline"], args.port + 1)]
+            Side("graft", [args.graft, "serve", "-m", args.model, "--adapters", args.adapters, "--registry", f"{folder}/registry.db",
+                           "-t", args.threads, "--slots", N, "--ctx", args.context, "--port", args.port], args.port),
+            Side("llama", [args.llama_server, "-m", args.model, "--lora", loras, "--lora-init-without-apply", "--offline",
+                           "-t", args.threads, "-tb", args.threads, "-np", N, "-c", N * args.context, "--no-kv-unified",
+                           "--cache-ram", "0", "--port", args.port + 1], args.port + 1)]
         try:
             result = asyncio.run(measure(sides, args))
         finally:

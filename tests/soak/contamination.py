@@ -34,11 +34,14 @@ from serving import GOLDEN, GRAFT, Server  # noqa: E402
 
 GOLDENS = {"alder": "plain", "birch": "rank16", "cedar": "bf16", "dogwood": "patterns", "elm": "f16", "fir": "rank1"}
 BEGINNINGS = [
-    "You are the assistant of a small company that repairs clocks. Answer shortly, in one sentence, and do not guess. The customer says: ",
-    "You are the assistant of a small company that repairs boats. Answer shortly, in one sentence, and do not guess. The customer says: ",
+    "You are the assistant of a small company that repairs clocks. Answer shortly, in one sentence, and do not guess. "
+    "The customer says: ",
+    "You are the assistant of a small company that repairs boats. Answer shortly, in one sentence, and do not guess. "
+    "The customer says: ",
     "Below is a list of services and the ports on which they listen, one on each line, followed by a question about one of them. ",
 ]
-ENDS = ["", "Which day?", "Which port?", "Who is it?", "How much is it, and when will it be ready for me to come and fetch it?", "Why?"]
+ENDS = ["", "Which day?", "Which port?", "Who is it?", "Why?",
+        "How much is it, and when will it be ready for me to come and fetch it?"]
 N_TOKENS, CLIENTS, PLACES = 12, 32, 3
 TOLERANCE, TIE = 1e-4, 2e-4
 ARGS = ["--kv", "f32", "--ctx", "256", "--fallback", "error", "--adapter-wait-ms", "600000", "--deadline-s", "0", "--queue", "1000"]
@@ -94,7 +97,8 @@ async def solo_answers(folder, names, prompts):
         connection = Connection(server.port)
         for prompt in prompts:
             for name, version in [("llama", None), *((n, v) for n in names for v in range(2))]:
-                reply = await connection.ask("POST", "/v1/completions", request(name if version is None else f"{name}-{version}", prompt))
+                model = name if version is None else f"{name}-{version}"
+                reply = await connection.ask("POST", "/v1/completions", request(model, prompt))
                 assert reply.status == 200, reply.body
                 answer = reply.json
                 # One slot, and another adapter had it last.
@@ -153,6 +157,10 @@ class Mix:
             name, prompt = self.rng.choice([*self.names, "llama"]), self.rng.choice(self.prompts)
             confirmed = self.confirmed.get(name, 0)
             reply = await connection.ask("POST", "/v1/completions", request(name, prompt))
+            if reply.status == 409 and b"changed_on_disk" in reply.body and confirmed < len(self.history[name]) - 1:
+                self.seen["changed on disk"] += 1  # asked between the new file and the call that accepts it
+                self.left += 1
+                continue
             assert reply.status == 200, (name, reply.status, reply.body)
             self.judge(name, prompt, confirmed, reply.json)
         connection.close()
@@ -167,7 +175,8 @@ class Mix:
         if generation not in allowed:
             self.wrong.append(f"{name}: generation {generation}, confirmed was {allowed[0]}")
             return
-        found, largest = difference(choice["logprobs"]["tokens"], choice["logprobs"]["token_logprobs"], self.answers[generation][prompt])
+        p = choice["logprobs"]
+        found, largest = difference(p["tokens"], p["token_logprobs"], self.answers[generation][prompt])
         if found == "tie":
             self.seen["ties"] += 1
         elif found:
@@ -207,7 +216,8 @@ class Mix:
         tasks = [asyncio.create_task(t) for t in [*(self.client() for _ in range(CLIENTS)), self.changer()]]
         await asyncio.gather(*tasks)
         m = await metrics(self.port)
-        self.seen["evictions"], self.seen["most adapters in a batch"] = int(m["adapter_evictions_total"]), int(m["most_adapters_in_batch"])
+        self.seen["evictions"] = int(m["adapter_evictions_total"])
+        self.seen["most adapters in a batch"] = int(m["most_adapters_in_batch"])
 
 
 async def measure(args):
@@ -247,7 +257,8 @@ def main():
     print(f"contamination: seed {args.seed}", flush=True)
     mix = asyncio.run(measure(args))
     print(f"contamination: {len(mix.wrong)} of {mix.seen.pop('answers')} wrong, {mix.seen.pop('ties', 0)} ties; "
-          f"largest difference of a log-probability {mix.largest:.1g};", ", ".join(f"{k} {v}" for k, v in sorted(mix.seen.items())))
+          f"largest difference of a log-probability {mix.largest:.1g};",
+          ", ".join(f"{k} {v}" for k, v in sorted(mix.seen.items())))
     for text in mix.wrong[:20]:
         print("  " + text)
     assert not mix.wrong

@@ -42,8 +42,9 @@ CLIENTS, PLACES = 64, 4
 # Long enough to leave in the middle of it, or not to read it.
 LONG = {"prompt": "abc", "max_tokens": 600, "temperature": 0, "ignore_eos": True, "stream": True, "fallback": "error"}
 Answer = collections.namedtuple("Answer", "text finish prompt_tokens completion_tokens")
-ARGS = ["--slots", "8", "--ctx", "1024", "--max-adapters", PLACES, "--queue", "2000", "--connections", "4000", "--adapter-wait-ms", "600000",
-        "--request-ms", "4000", "--write-ms", "3000", "--idle-ms", "3600000", "--deadline-s", "0", "--drain-s", "600", "--fallback", "error"]
+ARGS = ["--slots", "8", "--ctx", "1024", "--max-adapters", PLACES, "--queue", "2000", "--connections", "4000",
+        "--adapter-wait-ms", "600000", "--request-ms", "4000", "--write-ms", "3000", "--idle-ms", "3600000",
+        "--deadline-s", "0", "--drain-s", "600", "--fallback", "error"]
 
 
 def known_answers():
@@ -58,7 +59,8 @@ def known_answers():
                           input="\n".join(lines) + "\n", capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    found = {key: Answer(r["text"], r["finish_reason"], r["prompt_tokens"], r["completion_tokens"]) for key, r in zip(asked, rows, strict=True)}
+    found = {key: Answer(r["text"], r["finish_reason"], r["prompt_tokens"], r["completion_tokens"])
+             for key, r in zip(asked, rows, strict=True)}
     for chat, prompt in PROMPTS:
         texts = {found[name, chat, prompt, LENGTHS[-1]].text for name in NAMES}
         assert len(texts) == len(NAMES), f"{prompt}: two adapters have one answer, which would prove nothing"
@@ -173,7 +175,8 @@ class Soak:
     async def changer(self, number):
         rng = random.Random(f"{self.seed}/changer/{number}")
         while not self.over.is_set():
-            name, what = rng.choice(list(ADAPTERS)), rng.choice(["unload", "unload", "reload", "load", "register", "lists", "lists" if number else "pin"])
+            name = rng.choice(list(ADAPTERS))
+            what = rng.choice(["unload", "unload", "reload", "load", "register", "lists", "lists" if number else "pin"])
             load = {"lora_name": name, "lora_path": str(self.server.adapters / name)}
             if what == "unload":
                 await self.change(what, "/v1/unload_lora_adapter", {"lora_name": name}, also=[404])  # it may be out already
@@ -241,7 +244,8 @@ class Soak:
             s, seen = await self.open_raw(receive=4096), b""
             try:
                 self.choices_sent += 1
-                await loop.sock_sendall(s, request_bytes("POST", "/v1/completions", {**LONG, "model": rng.choice(NAMES)}, "Connection: close\r\n"))
+                body = {**LONG, "model": rng.choice(NAMES)}
+                await loop.sock_sendall(s, request_bytes("POST", "/v1/completions", body, "Connection: close\r\n"))
                 while piece := await loop.sock_recv(s, 4096):
                     seen += piece
                     if not self.over.is_set():
@@ -356,8 +360,8 @@ class Soak:
 
     async def go_on_for(self, seconds):
         tasks = [asyncio.create_task(t) for t in [
-            *(self.client(i) for i in range(CLIENTS)), *(self.changer(i) for i in range(3)), *(self.storm(i) for i in range(8)), *(self.slow_reader(i) for i in range(1)),
-            self.no_reader(), *(self.slowloris(i) for i in range(8)), self.idle(), self.watch()]]
+            *(self.client(i) for i in range(CLIENTS)), *(self.changer(i) for i in range(3)), *(self.storm(i) for i in range(8)),
+            self.slow_reader(0), self.no_reader(), *(self.slowloris(i) for i in range(8)), self.idle(), self.watch()]]
         end, told = time.monotonic() + seconds, time.monotonic() + 30
         while time.monotonic() < end or self.everything_happened():
             await asyncio.wait(tasks, timeout=0.5, return_when=asyncio.FIRST_EXCEPTION)
@@ -372,7 +376,8 @@ class Soak:
         await asyncio.gather(*tasks)
 
     def check_counters(self, before, after):
-        ended = {k: after[k] - before[k] for k in ["answers_total", "answers_failed_total", "answers_cancelled_total", "answers_refused_total"]}
+        ended = {k: after[k] - before[k] for k in
+                 ["answers_total", "answers_failed_total", "answers_cancelled_total", "answers_refused_total"]}
         assert ended["answers_refused_total"] == 0, ended
         assert after["adapter_evictions_total"] > before["adapter_evictions_total"], "nothing was evicted"
         # Who leaves right after asking may be gone before the server has looked.
@@ -382,13 +387,13 @@ class Soak:
         assert after["answers_fallback_total"] == 0, after
         if "answers_started_total" in after:
             started = after["answers_started_total"] - before["answers_started_total"]
-            assert started == ended["answers_total"] + ended["answers_failed_total"] + ended["answers_cancelled_total"], (started, ended)
+            assert started == sum(ended.values()), (started, ended)
         return ended
 
     def check_memory(self, before, after):
         own = 'memory_bytes{kind="own"}'
         grown = after[own] - before[own]
-        assert grown <= 1 << 20, f"graft's own memory: {before[own]:.0f} bytes before, {after[own]:.0f} after"
+        assert grown <= 64 << 10, f"graft's own memory: {before[own]:.0f} bytes before, {after[own]:.0f} after"
         third = len(self.rss) // 3
         windows = [statistics.median(self.rss[i * third:(i + 1) * third]) for i in range(3)]
         if not self.sanitized():
@@ -403,7 +408,8 @@ class Soak:
             started = asyncio.Event()
             begun.append(started)
             connection = Connection(self.port)
-            body = {"model": "gum", "prompt": "port?", "max_tokens": LENGTHS[-1], "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
+            body = {"model": "gum", "prompt": "port?", "max_tokens": LENGTHS[-1], "temperature": 0, "stream": True,
+                    "stream_options": {"include_usage": True}}
             await connection.send(request_bytes("POST", "/v1/completions", body))
             self.check_stream(key, "gum", 1, await connection.receive(lambda piece: started.set()))
 
@@ -440,22 +446,23 @@ class Soak:
         ended = self.check_counters(before, after)
         grown, windows = self.check_memory(before, after)
         drained = await self.drain()
-        print(f"soak: {self.choices_right} answers right, {drained} more while draining; descriptors {files}; own memory {grown:+.0f} bytes; resident set",
-              " → ".join(f"{w / 2**20:.1f}" for w in windows), "MiB")
+        print(f"soak: {self.choices_right} answers right, {drained} more while draining; descriptors {files};",
+              f"own memory {grown:+.0f} bytes; resident set", " → ".join(f"{w / 2**20:.1f}" for w in windows), "MiB")
         print("  server:", ", ".join(f"{k} {v:.0f}" for k, v in ended.items()), f"evictions {after['adapter_evictions_total']:.0f}",
               f"loads {after['adapter_loads_total']:.0f}", f"timeouts {after['http_timeouts_total']:.0f}")
         print("  happened:", ", ".join(f"{k} {v}" for k, v in sorted(self.seen.items())))
 
 
 async def ask_projects(seconds, seed):
-    """The demo model and the example projects: their facts, each project's own. Small rows of a quantised base differ a little with
-    what else is in the batch, so a few answers may."""
+    """The demo model and the example projects: their facts, each project's own. Logits of a quantised base differ a little by what
+    else is in the batch, so a few answers may."""
     folder = ROOT / "examples/projects"
     names = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    facts = {n: {q["question"]: q["expect"].lower() for q in map(json.loads, (folder / n / "questions.jsonl").open())} for n in names}
+    rows = {n: [json.loads(line) for line in (folder / n / "questions.jsonl").read_text().splitlines()] for n in names}
+    facts = {n: {q["question"]: q["expect"].lower() for q in rows[n]} for n in names}
     asked = [(n, q) for n in names for q in facts[n]]
-    server = Server("--slots", "8", "--ctx", "512", "--max-adapters", "2", "--fallback", "error", "--adapter-wait-ms", "600000", "--deadline-s", "0",
-                    "--adapters", folder, base=os.environ["GRAFT_TEST_MODEL"], adapters={})
+    server = Server("--slots", "8", "--ctx", "512", "--max-adapters", "2", "--fallback", "error", "--adapter-wait-ms", "600000",
+                    "--deadline-s", "0", "--adapters", folder, base=os.environ["GRAFT_TEST_MODEL"], adapters={})
     right, wrong = collections.Counter(), []
     end = time.monotonic() + seconds
 
@@ -465,10 +472,12 @@ async def ask_projects(seconds, seed):
         while time.monotonic() < end or number == 0 and sum(right.values()) < 50:
             name, question = rng.choice(asked)
             reply = await connection.ask("POST", "/v1/chat/completions", {
-                "model": name, "messages": [{"role": "user", "content": question}], "max_tokens": 48, "temperature": 0, "stream": True})
+                "model": name, "messages": [{"role": "user", "content": question}], "max_tokens": 48, "temperature": 0,
+                "stream": True})
             text = "".join(c["choices"][0]["delta"].get("content", "") for c in events_of(reply.body)).lower()
             others = [facts[n][question] for n in names if n != name and question in facts[n]]
-            assert not any(o in text for o in others if o not in facts[name][question]), f"{name}: {question}: {text}: another project's fact"
+            foreign = [o for o in others if o not in facts[name][question] and o in text]
+            assert not foreign, f"{name}: {question}: {text}: another project's fact"
             right[name] += facts[name][question] in text
             if facts[name][question] not in text:
                 wrong.append((name, question, text))
