@@ -511,6 +511,7 @@ def main():
         log = soak.server.log()
         assert "Sanitizer" not in log, log[-20000:]
     except BaseException:
+        soak.server.process.kill()
         print(soak.server.log()[-5000:], file=sys.stderr)
         raise
     finally:
