@@ -16,7 +16,7 @@ typedef struct serve {
     cli_settings set;
     const char *adapters;  /* --adapters */
     const char *port_file;
-    int write_ms, request_ms, idle_ms, connections;
+    int write_ms, request_ms, idle_ms, ping_ms, connections;
     const char *key;
 } serve;
 
@@ -25,6 +25,7 @@ static int parse(serve *v, int argc, char **argv) {
     v->write_ms = limits.write_ms;
     v->request_ms = limits.request_ms;
     v->idle_ms = limits.idle_ms;
+    v->ping_ms = limits.ping_ms;
     v->connections = limits.connections;
     const cli_option options[] = {
         {"adapters", 0, "DIR",
@@ -36,6 +37,7 @@ static int parse(serve *v, int argc, char **argv) {
         {"request-ms", 0, "MS", "a request must come in within this time and a second for each 16 KiB", cli_take_int, &v->request_ms, 10,
          600000},
         {"idle-ms", 0, "MS", "a connection without requests is closed after this time", cli_take_int, &v->idle_ms, 10, 86400000},
+        {"ping-ms", 0, "MS", "a stream that is silent for this time gets a comment", cli_take_int, &v->ping_ms, 10, 86400000},
         {"write-ms", 0, "MS", "a client that reads nothing for this time is cut off", cli_take_int, &v->write_ms, 10, 86400000},
     };
     const cli_command command = {
@@ -95,6 +97,8 @@ static void fill_options(serve *v, server_options *o) {
     o->limits.queue = v->set.queue;
     o->limits.deadline_ms = v->set.deadline_s * 1000;
     o->limits.drain_ms = v->set.drain_s * 1000;
+    o->limits.idle_unload_ms = v->set.idle_unload_s * 1000;
+    o->limits.ping_ms = v->ping_ms;
     o->limits.request_ms = v->request_ms;
     o->limits.idle_ms = v->idle_ms;
     o->limits.write_ms = v->write_ms;

@@ -82,6 +82,9 @@ const cli_setting cli_setting_table[CLI_N_SETTINGS] = {
                            "most seconds for one request, 0 = no limit"},
     [CLI_ID_DRAIN_S] = {"drain_s", "drain-s", 0, CLI_INT, "S", AT(drain_s), 0, 86400,
                         "seconds that answers may go on after SIGTERM"},
+    [CLI_ID_IDLE_UNLOAD_S] = {"idle_unload_s", "idle-unload-s", 0, CLI_INT, "S", AT(idle_unload_s), 0, 2000000,
+                              "adapters that nobody asked for in this time leave memory, 0 = never; a\n"
+                              "request's keep_alive goes before"},
     [CLI_ID_SERVER] = {"server", "server", 0, CLI_STRING, "URL", AT(server), 0, 0,
                        "the server that commands ask (default: http://127.0.0.1:8080, or where the\nsettings host, port and tls_cert say that graft serve listens)"},
     [CLI_ID_CA_FILE] = {"ca_file", "ca-file", 0, CLI_PATH, "FILE", AT(ca_file), 0, 0,

@@ -21,7 +21,7 @@
     X(MAX_ADAPTERS) X(MEMORY_LIMIT_MB) X(POLICY) X(FALLBACK) X(ADAPTER_WAIT_MS) X(RETRY_ATTEMPTS) X(RETRY_BASE_MS) \
     X(LOADER_THREADS) X(PROBE) X(MAX_ADAPTER_MB) X(ADAPTER_ROOT) X(REGISTRY_WAIT_MS) X(OLLAMA_MODELS) X(HF_HUB) \
     X(HOST) X(PORT) X(INSECURE_LISTEN) X(API_KEY_FILE) X(TLS_CERT) X(TLS_KEY) X(CORS_ORIGINS) X(QUEUE) X(DEADLINE_S) X(DRAIN_S) \
-    X(SERVER) X(CA_FILE) X(LOG_LEVEL) X(LOG_FORMAT)
+    X(IDLE_UNLOAD_S) X(SERVER) X(CA_FILE) X(LOG_LEVEL) X(LOG_FORMAT)
 
 enum cli_setting_id {
 #define X(id) CLI_ID_##id,
@@ -47,7 +47,8 @@ enum cli_setting_id {
 /* Listening. The key itself is no setting: `graft config` and command lines are there to be read. */
 #define CLI_SET_SERVER                                                                                         \
     (CLI_SET(HOST) | CLI_SET(PORT) | CLI_SET(INSECURE_LISTEN) | CLI_SET(API_KEY_FILE) | CLI_SET(TLS_CERT) |    \
-     CLI_SET(TLS_KEY) | CLI_SET(CORS_ORIGINS) | CLI_SET(QUEUE) | CLI_SET(DEADLINE_S) | CLI_SET(DRAIN_S))
+     CLI_SET(TLS_KEY) | CLI_SET(CORS_ORIGINS) | CLI_SET(QUEUE) | CLI_SET(DEADLINE_S) | CLI_SET(DRAIN_S) | \
+     CLI_SET(IDLE_UNLOAD_S))
 /* Asking a server that runs. */
 #define CLI_SET_REMOTE (CLI_SET(SERVER) | CLI_SET(API_KEY_FILE) | CLI_SET(CA_FILE) | CLI_SET_LOG)
 /* Commands that need a registry and no model. */
@@ -66,7 +67,7 @@ typedef struct cli_settings {
     int max_adapters, memory_limit_mb, policy, fallback, adapter_wait_ms, retry_attempts, retry_base_ms, loader_threads;
     int max_adapter_mb, registry_wait_ms;
     const char *host, *api_key_file, *tls_cert, *tls_key, *cors_origins, *server, *ca_file;
-    int port, queue, deadline_s, drain_s;
+    int port, queue, deadline_s, drain_s, idle_unload_s;
     bool insecure_listen;
     int log_level, log_format;
 

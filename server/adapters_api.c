@@ -9,7 +9,7 @@
 #include "adapters_api.h"
 #include "auth.h"
 #include "load.h"
-#include "openai_request.h"
+#include "request.h"
 #include "route.h"
 
 #include "base/memory.h"

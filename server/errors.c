@@ -42,8 +42,13 @@ bool srv_fault_from(srv_fault *f, const graft_error *err) {
     return srv_fault_set(f, graft_error_http(err->code), code, NULL, "%s", err->message);
 }
 
-void srv_fault_write(srv_writer *w, const srv_fault *f) {
+void srv_fault_write(srv_writer *w, const srv_exchange *x, const srv_fault *f) {
     srv_open(w, '{');
+    if (strncmp(x->path, "/api/", 5) == 0) {
+        srv_put_string(w, "error", f->message);
+        srv_close(w, '}');
+        return;
+    }
     srv_key(w, "error");
     srv_open(w, '{');
     srv_put_string(w, "message", f->message);
@@ -57,7 +62,7 @@ void srv_fault_write(srv_writer *w, const srv_fault *f) {
 void srv_reply_fault(srv_exchange *x, const srv_fault *f) {
     srv_writer w;
     srv_writer_init(&w);
-    srv_fault_write(&w, f);
+    srv_fault_write(&w, x, f);
     if (f->retry_after) {
         char seconds[16];
         snprintf(seconds, sizeof seconds, "%d", f->retry_after);

@@ -17,8 +17,8 @@ typedef struct srv_fault {
 bool srv_fault_set(srv_fault *f, int status, const char *code, const char *param, const char *format, ...) GR_PRINTF(5, 6);
 bool srv_fault_from(srv_fault *f, const graft_error *err);
 
-/* {"error":{"message","type","param","code"}} */
-void srv_fault_write(srv_writer *w, const srv_fault *f);
+/* {"error":{"message","type","param","code"}}; below /api/, where Ollama's clients ask, {"error":"message"} */
+void srv_fault_write(srv_writer *w, const srv_exchange *x, const srv_fault *f);
 void srv_reply_fault(srv_exchange *x, const srv_fault *f);
 /* The same in one call. */
 void srv_reply_error(srv_exchange *x, int status, const char *code, const char *param, const char *format, ...) GR_PRINTF(5, 6);

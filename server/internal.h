@@ -4,6 +4,7 @@
 
 #include "connections.h"
 #include "defaults.h"
+#include "keep_alive.h"
 #include "loop.h"
 #include "rates.h"
 #include "relay.h"
@@ -54,6 +55,8 @@ struct server {
     struct evhttp_bound_socket *bound;
     struct event *tick, *on_term, *on_int, *on_hup;
     int64_t drain_until; /* gr_now_us; 0 = not draining */
+    struct srv_answer *answers; /* under way (answer.c) */
+    srv_keep_alive keep_alive;
     int n_exchanges;
     uint64_t next_id;
     srv_counters count;

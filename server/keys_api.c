@@ -4,7 +4,7 @@
  * and the last such one goes only when nobody is asked any more.
  */
 #include "auth.h"
-#include "openai_request.h"
+#include "request.h"
 #include "route.h"
 
 #include "base/memory.h"

@@ -75,11 +75,15 @@ int srv_loop_init(srv_loop *l, graft_error *err) {
     return 0;
 }
 
-void srv_loop_finish(srv_loop *l) {
+void srv_loop_flush(srv_loop *l) {
     srv_post *p;
     while ((p = pop(l))) {
         p->fn(p);
     }
+}
+
+void srv_loop_finish(srv_loop *l) {
+    srv_loop_flush(l);
     if (l->wake) {
         event_free(l->wake);
     }

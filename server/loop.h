@@ -31,6 +31,8 @@ typedef struct srv_loop {
 } srv_loop;
 
 int srv_loop_init(srv_loop *l, graft_error *err);
+/* Runs the posts that wait. */
+void srv_loop_flush(srv_loop *l);
 /* Posts that wait are run, so that they can free themselves. */
 void srv_loop_finish(srv_loop *l);
 /* Any thread; never blocks. */

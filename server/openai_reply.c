@@ -1,54 +1,15 @@
-/* Answers as JSON. */
+/* OpenAI's answers as JSON. */
 #include "openai_reply.h"
 
+#include "logprobs.h"
+
+#include "base/memory.h"
 #include "base/utf8.h"
 
-#include <math.h>
+#include <openssl/evp.h>
 #include <string.h>
 
 /* ---- probabilities ------------------------------------------------------------------------------------ */
-
-/* JSON has no -infinity, which a banned token has. */
-static double finite(float logprob) {
-    return isfinite(logprob) ? (double)logprob : -9999.0;
-}
-
-static void write_chat_choice(srv_writer *w, const srv_choice *c) {
-    srv_key(w, "token");
-    srv_text(w, c->text, c->length);
-    srv_put_number(w, "logprob", finite(c->logprob));
-    srv_key(w, "bytes");
-    srv_open(w, '[');
-    for (uint32_t i = 0; i < c->length; i++) {
-        srv_integer(w, (unsigned char)c->text[i]);
-    }
-    srv_close(w, ']');
-}
-
-/* {"content":[{"token","logprob","bytes","top_logprobs":[…]}]} */
-static void write_chat_logprobs(srv_writer *w, const gr_buffer *tokens) {
-    srv_choice c, top;
-    size_t at = 0;
-    srv_open(w, '{');
-    srv_key(w, "content");
-    srv_open(w, '[');
-    while (srv_choice_next(tokens, &at, &c)) {
-        srv_open(w, '{');
-        write_chat_choice(w, &c);
-        srv_key(w, "top_logprobs");
-        srv_open(w, '[');
-        for (uint32_t i = 0; i < c.n_top && srv_choice_next(tokens, &at, &top); i++) {
-            srv_open(w, '{');
-            write_chat_choice(w, &top);
-            srv_close(w, '}');
-        }
-        srv_close(w, ']');
-        srv_close(w, '}');
-    }
-    srv_close(w, ']');
-    srv_put_null(w, "refusal");
-    srv_close(w, '}');
-}
 
 /* A token as the older call spells it: those that are no text as "bytes:\xf0\x9f". */
 static void write_token_text(srv_writer *w, const srv_choice *c) {
@@ -81,7 +42,7 @@ static void write_top(srv_writer *w, const gr_buffer *tokens, size_t *at, uint32
         write_token_text(w, &top);
         gr_buffer_puts(&w->out, ":"); /* the text was a key */
         w->comma = false;
-        srv_number(w, finite(top.logprob));
+        srv_write_logprob(w, top.logprob);
     }
     srv_close(w, '}');
 }
@@ -103,7 +64,7 @@ static void write_part(srv_writer *w, const char *key, enum part part, const gr_
         }
         switch (part) {
         case TOKENS: write_token_text(w, &c); break;
-        case LOGPROBS: srv_number(w, finite(c.logprob)); break;
+        case LOGPROBS: srv_write_logprob(w, c.logprob); break;
         default: srv_integer(w, (int64_t)offset);
         }
         offset += characters(c.text, c.length);
@@ -124,7 +85,7 @@ static size_t count_characters(const gr_buffer *tokens) {
 }
 
 /* {"tokens","token_logprobs","top_logprobs","text_offset"} */
-static void write_text_logprobs(srv_writer *w, openai_choice *c, const gr_buffer *tokens) {
+static void write_text_logprobs(srv_writer *w, srv_part *c, const gr_buffer *tokens) {
     srv_open(w, '{');
     write_part(w, "tokens", TOKENS, tokens, 0);
     write_part(w, "token_logprobs", LOGPROBS, tokens, 0);
@@ -134,42 +95,46 @@ static void write_text_logprobs(srv_writer *w, openai_choice *c, const gr_buffer
     c->characters += count_characters(tokens);
 }
 
-static void write_logprobs(srv_writer *w, const openai_head *h, openai_choice *c, const gr_buffer *tokens) {
+static void write_logprobs(srv_writer *w, const srv_answer *a, srv_part *p, const gr_buffer *tokens) {
     srv_key(w, "logprobs");
-    if (!h->logprobs || !tokens) {
+    if (a->r->logprobs < 0 || !tokens) {
         srv_null(w);
-    } else if (h->chat) {
-        write_chat_logprobs(w, tokens);
+    } else if (!a->r->chat) {
+        write_text_logprobs(w, p, tokens);
     } else {
-        write_text_logprobs(w, c, tokens);
+        srv_open(w, '{');
+        srv_key(w, "content");
+        srv_write_logprobs(w, tokens);
+        srv_put_null(w, "refusal");
+        srv_close(w, '}');
     }
 }
 
 /* ---- what all have ------------------------------------------------------------------------------------ */
 
-static void write_head(srv_writer *w, const openai_head *h, const char *object) {
+static void write_head(srv_writer *w, const srv_answer *a, const char *object) {
     srv_open(w, '{');
-    srv_put_string(w, "id", h->id);
+    srv_put_string(w, "id", a->id);
     srv_put_string(w, "object", object);
-    srv_put_integer(w, "created", h->created);
-    srv_put_string(w, "model", h->model);
+    srv_put_integer(w, "created", a->created);
+    srv_put_string(w, "model", a->r->model);
     srv_put_string(w, "system_fingerprint", "graft-" GRAFT_VERSION);
     srv_key(w, "choices");
     srv_open(w, '[');
 }
 
-static const char *chunk_object(const openai_head *h) {
-    return h->chat ? "chat.completion.chunk" : "text_completion";
+static const char *chunk_object(const srv_answer *a) {
+    return a->r->chat ? "chat.completion.chunk" : "text_completion";
 }
 
-static void write_usage(srv_writer *w, const openai_head *h) {
+static void write_usage(srv_writer *w, const srv_answer *a) {
     int64_t prompt = 0, cached = 0, completion = 0;
-    for (size_t i = 0; i < h->n; i++) {
-        if (i % (size_t)h->per_prompt == 0) { /* several answers to one prompt count it once */
-            prompt += h->choices[i].prompt_tokens;
-            cached += h->choices[i].cached_tokens;
+    for (size_t i = 0; i < a->r->n_requests; i++) {
+        if (i % (size_t)a->r->n == 0) { /* several answers to one prompt count it once */
+            prompt += a->parts[i].prompt_tokens;
+            cached += a->parts[i].cached_tokens;
         }
-        completion += h->choices[i].completion_tokens;
+        completion += a->parts[i].completion_tokens;
     }
     srv_key(w, "usage");
     srv_open(w, '{');
@@ -188,7 +153,7 @@ static double each(double total, double n) {
 }
 
 /* Of one answer. The first token comes out of the prompt's last row, so the others share the time after it. */
-static void write_timings(srv_writer *w, const openai_choice *c) {
+static void write_timings(srv_writer *w, const srv_part *c) {
     int prompt_n = c->prompt_tokens - c->cached_tokens;
     double predicted_ms = c->total_ms - c->queue_ms - c->prompt_ms;
     predicted_ms = predicted_ms > 0 ? predicted_ms : 0;
@@ -209,64 +174,56 @@ static void write_timings(srv_writer *w, const openai_choice *c) {
 }
 
 /* Which adapter answered, and whether it was the one that was asked for. */
-static void write_adapter(srv_writer *w, const openai_head *h) {
-    srv_put_string(w, "adapter", *h->adapter ? h->adapter : NULL);
-    srv_put_string(w, "adapter_generation", *h->generation ? h->generation : NULL);
-    srv_key(w, "fallback");
-    if (!h->fallback.code) {
-        srv_null(w);
-        return;
-    }
-    srv_open(w, '{');
-    srv_put_string(w, "code", graft_error_name(h->fallback.code));
-    srv_put_string(w, "message", h->fallback.message);
-    srv_close(w, '}');
+static void write_adapter(srv_writer *w, const srv_answer *a) {
+    srv_put_string(w, "adapter", *a->r->adapter ? a->r->adapter : NULL);
+    srv_put_string(w, "adapter_generation", *a->generation ? a->generation : NULL);
+    srv_put_fallback(w, &a->fallback);
 }
 
-/* ---- whole and in pieces ------------------------------------------------------------------------------ */
+/* ---- answers whole and in pieces ------------------------------------------------------------------------ */
 
-static void write_choice(srv_writer *w, const openai_head *h, size_t index) {
-    openai_choice *c = &h->choices[index];
-    const char *text = c->text.data ? c->text.data : "";
+static void write_choice(srv_writer *w, const srv_answer *a, size_t index) {
+    srv_part *p = &a->parts[index];
+    const char *text = p->text.data ? p->text.data : "";
     srv_open(w, '{');
     srv_put_integer(w, "index", (int64_t)index);
-    if (h->chat) {
+    if (a->r->chat) {
         srv_key(w, "message");
         srv_open(w, '{');
         srv_put_string(w, "role", "assistant");
         srv_key(w, "content");
-        srv_text(w, text, c->text.length);
+        srv_text(w, text, p->text.length);
         srv_put_null(w, "refusal");
         srv_close(w, '}');
     } else {
         srv_key(w, "text");
-        srv_text(w, text, c->text.length);
+        srv_text(w, text, p->text.length);
     }
-    write_logprobs(w, h, c, &c->tokens);
-    srv_put_string(w, "finish_reason", c->finish);
+    write_logprobs(w, a, p, &p->tokens);
+    srv_put_string(w, "finish_reason", p->finish);
     srv_close(w, '}');
 }
 
-void openai_write_answer(srv_writer *w, openai_head *h) {
-    write_head(w, h, h->chat ? "chat.completion" : "text_completion");
-    for (size_t i = 0; i < h->n; i++) {
-        write_choice(w, h, i);
+static void write_whole(srv_writer *w, srv_answer *a) {
+    write_head(w, a, a->r->chat ? "chat.completion" : "text_completion");
+    for (size_t i = 0; i < a->r->n_requests; i++) {
+        write_choice(w, a, i);
     }
     srv_close(w, ']');
-    write_usage(w, h);
-    write_adapter(w, h);
-    write_timings(w, &h->choices[0]);
+    write_usage(w, a);
+    write_adapter(w, a);
+    write_timings(w, &a->parts[0]);
     srv_close(w, '}');
 }
 
 /* Up to and with the delta; `text` NULL: an empty one. */
-static void open_piece(srv_writer *w, const openai_head *h, size_t index, const gr_buffer *text, bool role) {
+static void open_piece(srv_writer *w, const srv_answer *a, size_t index, const gr_buffer *text, bool role) {
     const char *bytes = text && text->data ? text->data : "";
-    write_head(w, h, chunk_object(h));
+    write_head(w, a, chunk_object(a));
     srv_open(w, '{');
     srv_put_integer(w, "index", (int64_t)index);
-    srv_key(w, h->chat ? "delta" : "text");
-    if (!h->chat) {
+    srv_key(w, a->r->chat ? "delta" : "text");
+    if (!a->r->chat) {
         srv_text(w, bytes, text ? text->length : 0);
         return;
     }
@@ -287,33 +244,102 @@ static void close_piece(srv_writer *w, const char *finish) {
     srv_close(w, ']');
 }
 
-void openai_write_role(srv_writer *w, openai_head *h, size_t index) {
-    open_piece(w, h, index, NULL, true);
+static void write_role(srv_writer *w, const srv_answer *a, size_t index) {
+    open_piece(w, a, index, NULL, true);
     srv_put_null(w, "logprobs");
     close_piece(w, NULL);
-    srv_put_string(w, "adapter", *h->adapter ? h->adapter : NULL);
+    write_adapter(w, a);
     srv_close(w, '}');
 }
 
-void openai_write_said(srv_writer *w, openai_head *h, size_t index, const gr_buffer *text, const gr_buffer *tokens) {
-    open_piece(w, h, index, text, false);
-    write_logprobs(w, h, &h->choices[index], tokens);
+static void write_said(srv_writer *w, srv_answer *a, size_t index, const gr_buffer *text, const gr_buffer *tokens) {
+    open_piece(w, a, index, text, false);
+    write_logprobs(w, a, &a->parts[index], tokens);
     close_piece(w, NULL);
     srv_close(w, '}');
 }
 
-void openai_write_finish(srv_writer *w, openai_head *h, size_t index) {
-    open_piece(w, h, index, NULL, false);
+static void write_finish(srv_writer *w, const srv_answer *a, size_t index) {
+    open_piece(w, a, index, NULL, false);
     srv_put_null(w, "logprobs");
-    close_piece(w, h->choices[index].finish);
-    write_adapter(w, h);
-    write_timings(w, &h->choices[index]);
+    close_piece(w, a->parts[index].finish);
+    write_adapter(w, a);
+    write_timings(w, &a->parts[index]);
     srv_close(w, '}');
 }
 
-void openai_write_usage(srv_writer *w, openai_head *h) {
-    write_head(w, h, chunk_object(h));
+static void write_done(srv_writer *w, const srv_answer *a) {
+    if (!a->r->usage) {
+        return;
+    }
+    write_head(w, a, chunk_object(a));
     srv_close(w, ']');
-    write_usage(w, h);
+    write_usage(w, a);
     srv_close(w, '}');
 }
+
+/* ---- embeddings ---------------------------------------------------------------------------------------- */
+
+/* Little-endian float32, whatever the machine. */
+static bool put_base64(srv_writer *w, const srv_part *p) {
+    size_t n = (size_t)p->n_embd * 4;
+    unsigned char *bytes = gr_alloc(n);
+    char *text = gr_alloc(4 * ((n + 2) / 3) + 1);
+    for (int i = 0; bytes && i < p->n_embd; i++) {
+        uint32_t bits;
+        memcpy(&bits, &p->embedding[i], sizeof bits);
+        for (int k = 0; k < 4; k++) {
+            bytes[4 * i + k] = (unsigned char)(bits >> 8 * k);
+        }
+    }
+    bool good = bytes && text;
+    if (good) {
+        srv_text(w, text, (size_t)EVP_EncodeBlock((unsigned char *)text, bytes, (int)n));
+    }
+    gr_free(bytes);
+    gr_free(text);
+    return good;
+}
+
+static void write_embedding(srv_writer *w, const srv_answer *a, size_t index) {
+    const srv_part *p = &a->parts[index];
+    srv_open(w, '{');
+    srv_put_string(w, "object", "embedding");
+    srv_put_integer(w, "index", (int64_t)index);
+    srv_key(w, "embedding");
+    if (!a->r->base64) {
+        srv_write_embedding(w, p);
+    } else if (!put_base64(w, p)) {
+        w->out.failed = true;
+    }
+    srv_close(w, '}');
+}
+
+static void write_embeddings(srv_writer *w, srv_answer *a) {
+    int64_t tokens = 0;
+    srv_open(w, '{');
+    srv_put_string(w, "object", "list");
+    srv_key(w, "data");
+    srv_open(w, '[');
+    for (size_t i = 0; i < a->r->n_requests; i++) {
+        write_embedding(w, a, i);
+        tokens += a->parts[i].prompt_tokens;
+    }
+    srv_close(w, ']');
+    srv_put_string(w, "model", a->r->model);
+    srv_key(w, "usage");
+    srv_open(w, '{');
+    srv_put_integer(w, "prompt_tokens", tokens);
+    srv_put_integer(w, "total_tokens", tokens);
+    srv_close(w, '}');
+    write_adapter(w, a);
+    srv_close(w, '}');
+}
+
+/* ---- the formats --------------------------------------------------------------------------------------- */
+
+#define DONE "data: [DONE]\n\n"
+
+const srv_format openai_chat = {SRV_SSE, "chatcmpl", write_role, write_said, write_finish, write_done, DONE, write_whole};
+const srv_format openai_completion = {SRV_SSE, "cmpl", NULL, write_said, write_finish, write_done, DONE, write_whole};
+const srv_format openai_embeddings = {.id = "embd", .whole = write_embeddings};

@@ -31,6 +31,15 @@ static void on_token(const graft_token *token, void *user) {
     gr_mutex_unlock(&j->lock);
 }
 
+/* Not posted: who is told of text learns it with that, and who is not, from the result. */
+static void on_start(const graft_start *start, void *user) {
+    srv_job *j = user;
+    gr_mutex_lock(&j->lock);
+    snprintf(j->generation, sizeof j->generation, "%s", start->generation);
+    j->fallback = *start->fallback;
+    gr_mutex_unlock(&j->lock);
+}
+
 static bool on_text(const char *text, size_t length, void *user) {
     srv_job *j = user;
     gr_mutex_lock(&j->lock);
@@ -90,7 +99,6 @@ static void attend(srv_job *j) {
         return; /* srv_job_hold comes back to it */
     }
     if (j->owner && take(j)) {
-        j->spoke = true;
         j->said(j, j->owner);
     }
     /* If the owner left or held it just now its post is queued, or will be, and does the rest. */
@@ -145,30 +153,44 @@ static void note_adapter(srv_job *j, const graft_adapter_use *uses, size_t n) {
     }
 }
 
-int srv_relay_submit(srv_relay *r, srv_job **jobs, graft *g, graft_request *requests, size_t n, bool tokens, int64_t deadline_us,
-                     void *owner, srv_job_said *said, srv_job_ended *ended, graft_error *err) {
-    graft_job **submitted = gr_calloc(n, sizeof *submitted);
-    int code = submitted ? 0 : gr_fail_memory(err, n * sizeof *submitted);
-    size_t made = 0;
-    for (; !code && made < n; made++) {
-        srv_job *j = new_job(r);
-        if (!j) {
-            code = gr_fail_memory(err, sizeof *j);
-            break;
-        }
-        j->owner = owner;
-        j->said = said;
-        j->ended = ended;
-        j->index = (int)made;
-        j->deadline_us = deadline_us;
-        note_adapter(j, requests[made].adapters, requests[made].n_adapters);
-        jobs[made] = j;
-        requests[made].on_text = on_text;
-        requests[made].on_token = tokens ? on_token : NULL;
-        requests[made].on_end = on_end;
-        requests[made].user = j;
+/* The request's callbacks come to the job. */
+static void connect_job(const srv_order *o, size_t i, srv_job *j) {
+    if (o->embeds) {
+        note_adapter(j, o->embeds[i].adapters, o->embeds[i].n_adapters);
+        o->embeds[i].on_end = on_end;
+        o->embeds[i].user = j;
+        return;
     }
-    code = code ? code : graft_submit(submitted, g, requests, n, err);
+    note_adapter(j, o->requests[i].adapters, o->requests[i].n_adapters);
+    o->requests[i].on_start = on_start;
+    o->requests[i].on_text = on_text;
+    o->requests[i].on_token = o->tokens ? on_token : NULL;
+    o->requests[i].on_end = on_end;
+    o->requests[i].user = j;
+}
+
+/* Returns how many were made. */
+static size_t make_jobs(srv_relay *r, srv_job **jobs, const srv_order *o) {
+    size_t made = 0;
+    for (srv_job *j; made < o->n && (j = new_job(r)); made++) {
+        j->owner = o->owner;
+        j->said = o->said;
+        j->ended = o->ended;
+        j->index = o->first + (int)made;
+        j->deadline_us = o->deadline_us;
+        jobs[made] = j;
+        connect_job(o, made, j);
+    }
+    return made;
+}
+
+int srv_relay_submit(srv_relay *r, srv_job **jobs, graft *g, const srv_order *o, graft_error *err) {
+    graft_job **submitted = gr_calloc(o->n, sizeof *submitted);
+    size_t made = submitted ? make_jobs(r, jobs, o) : 0;
+    int code = made == o->n ? 0 : gr_fail_memory(err, o->n * sizeof **jobs);
+    if (!code) {
+        code = o->embeds ? graft_embed(submitted, g, o->embeds, o->n, err) : graft_submit(submitted, g, o->requests, o->n, err);
+    }
     for (size_t i = 0; i < made; i++) {
         if (code) {
             free_job(jobs[i]);

@@ -25,9 +25,11 @@ struct srv_job {
     struct srv_relay *relay;
     graft_job *job;
 
-    gr_mutex lock; /* the next three */
+    gr_mutex lock; /* the next five */
     gr_buffer text, tokens;
     bool full;     /* the buffers' limit was met: the request ends */
+    char generation[65];  /* what it runs with, as in graft_result: set before the first `said`, and not changed after */
+    graft_error fallback;
 
     srv_post end;  /* posted last of all by the decode thread */
     const graft_result *result; /* set before that */
@@ -40,7 +42,7 @@ struct srv_job {
     bool held;     /* the owner does not want to hear now */
     gr_buffer new_text, new_tokens; /* what `said` may look at */
     int64_t deadline_us;            /* 0 = none */
-    bool late, spoke;
+    bool late;
     srv_job *prev, *next;
 };
 
@@ -53,13 +55,21 @@ typedef struct srv_relay {
 
 void srv_relay_init(srv_relay *r, srv_loop *loop, size_t most);
 
-/*
- * Submits `n` requests and gives a job for each; callbacks and `user` of the requests are set here. `tokens`: each token with its
- * probability is wanted. `deadline_us` (0 = none) as gr_now_us: the job is cancelled then, and srv_job.late is set. Errors as
- * graft_submit.
- */
-int srv_relay_submit(srv_relay *r, srv_job **jobs, graft *g, graft_request *requests, size_t n, bool tokens, int64_t deadline_us,
-                     void *owner, srv_job_said *said, srv_job_ended *ended, graft_error *err);
+/* What is to be submitted, and who is told. */
+typedef struct srv_order {
+    graft_request *requests;     /* callbacks and `user` are set by the relay */
+    graft_embed_request *embeds; /* instead; jobs of these say nothing */
+    size_t n;
+    int first;                   /* srv_job.index of the first one */
+    bool tokens;                 /* each token with its probability is wanted */
+    int64_t deadline_us;         /* as gr_now_us, 0 = none: the job is cancelled then, and srv_job.late is set */
+    void *owner;
+    srv_job_said *said;
+    srv_job_ended *ended;
+} srv_order;
+
+/* Gives a job for each request. Errors as graft_submit. */
+int srv_relay_submit(srv_relay *r, srv_job **jobs, graft *g, const srv_order *o, graft_error *err);
 /* The owner goes: the job is cancelled and frees itself later. */
 void srv_job_leave(srv_job *j);
 /* Whether `said` is called; what came meanwhile comes then. May call it at once. */

@@ -17,6 +17,7 @@ static const srv_route routes[] = {
     {EVHTTP_REQ_GET, "/v1/models/{}", srv_get_model, SRV_KEY},
     {EVHTTP_REQ_POST, "/v1/chat/completions", srv_post_chat, SRV_KEY},
     {EVHTTP_REQ_POST, "/v1/completions", srv_post_completions, SRV_KEY},
+    {EVHTTP_REQ_POST, "/v1/embeddings", srv_post_embeddings, SRV_KEY},
     {EVHTTP_REQ_POST, "/v1/load_lora_adapter", srv_post_load, SRV_ADMIN},
     {EVHTTP_REQ_POST, "/v1/unload_lora_adapter", srv_post_unload, SRV_ADMIN},
     {EVHTTP_REQ_GET, "/v1/lora_adapters", srv_get_adapters, SRV_KEY},

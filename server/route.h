@@ -26,6 +26,7 @@ void srv_get_models(srv_exchange *x);
 void srv_get_model(srv_exchange *x);
 void srv_post_chat(srv_exchange *x);
 void srv_post_completions(srv_exchange *x);
+void srv_post_embeddings(srv_exchange *x);
 /* adapters_api.c */
 void srv_post_load(srv_exchange *x);
 void srv_post_unload(srv_exchange *x);

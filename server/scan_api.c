@@ -99,7 +99,7 @@ static void finish_reply(scan *n) {
     srv_writer_init(&w);
     if (n->code) {
         srv_fault_from(&f, &n->err);
-        srv_fault_write(&w, &f);
+        srv_fault_write(&w, n->x, &f);
     } else {
         write_summary(&w, n);
     }

@@ -4,6 +4,7 @@
  */
 #define _XOPEN_SOURCE 700 /* realpath */
 #include "adapters_api.h"
+#include "answer.h"
 #include "auth.h"
 #include "http.h"
 #include "names.h"
@@ -41,6 +42,7 @@ server_options server_options_default(void) {
                    .write_ms = 30000,
                    .queue = 256,
                    .deadline_ms = 600000,
+                   .ping_ms = 15000,
                    .drain_ms = 30000,
                    .choices = 64},
     };
@@ -270,6 +272,8 @@ static void on_tick(evutil_socket_t fd, short what, void *user) {
     srv_connections_tick(&s->connections);
     srv_relay_tick(&s->relay);
     srv_rates_tick(&s->rates, s->g, gr_now_us());
+    srv_answers_tick(s);
+    srv_keep_alive_tick(s);
     if (s->drain_until) {
         srv_connections_close_idle(&s->connections);
     }
@@ -328,6 +332,8 @@ int server_run(server *s, graft *g, graft_registry *registry, graft_error *err) 
     }
     srv_work_stop(s->work);
     s->work = NULL;
+    srv_loop_flush(&s->loop); /* what the worker did last may have left leases to keep_alive */
+    srv_keep_alive_finish(s);
     sigaction(SIGPIPE, &before, NULL);
     logging = NULL;
     return code;

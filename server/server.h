@@ -19,7 +19,9 @@ typedef struct server_limits {
     int write_ms;         /* a client that reads nothing of what waits for it is cut off (30000) */
     int queue;            /* answers that wait for a slot; more are refused with 429 (256) */
     int deadline_ms;      /* most time for one request, 0 = no limit (600000) */
+    int ping_ms;          /* a stream that has been silent for so long gets a comment (15000) */
     int drain_ms;         /* after SIGTERM answers may go on for this long (30000) */
+    int idle_unload_ms;   /* adapters that nobody asked for in this time leave memory, 0 = never (0) */
     int choices;          /* most answers to one request: n times prompts (64) */
 } server_limits;
 

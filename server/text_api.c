@@ -16,7 +16,7 @@ typedef struct text_call {
     srv_task task; /* first */
     srv_exchange *x; /* NULL: the client left */
     graft *g;
-    openai_request r; /* apply-template: the messages */
+    srv_request *r; /* apply-template: the messages */
     json_t *body;
     bool add_special, parse_special, with_pieces;
     bool (*act)(struct text_call *c);
@@ -31,7 +31,7 @@ static void run_text(srv_task *t) {
 }
 
 static void free_text(text_call *c) {
-    openai_request_finish(&c->r);
+    srv_request_free(c->r);
     json_decref(c->body);
     srv_writer_finish(&c->w);
     gr_free(c);
@@ -221,7 +221,7 @@ static bool act_detokenize(text_call *c) {
 }
 
 static bool act_template(text_call *c) {
-    const graft_request *r = c->r.requests;
+    const graft_request *r = c->r->requests;
     char *prompt;
     graft_error err;
     if (graft_apply_template(&prompt, c->g, r->messages, r->n_messages, &err) != 0) {
@@ -250,9 +250,13 @@ void srv_post_detokenize(srv_exchange *x) {
 
 void srv_post_template(srv_exchange *x) {
     text_call *c = new_text(x, act_template);
-    if (c && openai_request_parse(&c->r, x, true, &c->f)) {
+    if (!c) {
+        return;
+    }
+    c->r = srv_request_new(x, &c->f);
+    if (c->r && openai_take_chat(c->r, &c->f)) {
         start_text(c);
-    } else if (c) {
+    } else {
         text_done(&c->task); /* not good: the fault */
     }
 }
