@@ -42,9 +42,13 @@ bool srv_fault_from(srv_fault *f, const graft_error *err) {
     return srv_fault_set(f, graft_error_http(err->code), code, NULL, "%s", err->message);
 }
 
+static bool is_ollama(const srv_exchange *x) {
+    return strncmp(x->path, "/api/", 5) == 0;
+}
+
 void srv_fault_write(srv_writer *w, const srv_exchange *x, const srv_fault *f) {
     srv_open(w, '{');
-    if (strncmp(x->path, "/api/", 5) == 0) {
+    if (is_ollama(x)) {
         srv_put_string(w, "error", f->message);
         srv_close(w, '}');
         return;
@@ -71,7 +75,8 @@ void srv_reply_fault(srv_exchange *x, const srv_fault *f) {
     if (f->no_retry) {
         srv_header(x, "X-Should-Retry", "false");
     }
-    srv_reply_json(x, f->status, &w);
+    /* Ollama's clients know a full queue as 503. */
+    srv_reply_json(x, f->status == 429 && is_ollama(x) ? 503 : f->status, &w);
 }
 
 void srv_reply_error(srv_exchange *x, int status, const char *code, const char *param, const char *format, ...) {

@@ -27,6 +27,17 @@ void srv_get_model(srv_exchange *x);
 void srv_post_chat(srv_exchange *x);
 void srv_post_completions(srv_exchange *x);
 void srv_post_embeddings(srv_exchange *x);
+/* ollama_api.c */
+void srv_post_ollama_chat(srv_exchange *x);
+void srv_post_ollama_generate(srv_exchange *x);
+void srv_post_ollama_embed(srv_exchange *x);
+void srv_post_ollama_embeddings(srv_exchange *x);
+/* ollama_models.c */
+void srv_get_ollama_tags(srv_exchange *x);
+void srv_get_ollama_ps(srv_exchange *x);
+void srv_post_ollama_show(srv_exchange *x);
+void srv_get_ollama_version(srv_exchange *x);
+void srv_ollama_elsewhere(srv_exchange *x);
 /* adapters_api.c */
 void srv_post_load(srv_exchange *x);
 void srv_post_unload(srv_exchange *x);
