@@ -1,6 +1,6 @@
 /*
- * Ollama's calls for answers. A request that asks nothing brings its adapter into memory, or with keep_alive 0 lets it go; both on the
- * worker.
+ * Ollama's calls for answers. A request that asks nothing brings its adapter into memory, or with keep_alive 0 lets it go;
+ * both on the worker.
  */
 #include "ollama_reply.h"
 #include "ollama_request.h"

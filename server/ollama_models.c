@@ -220,8 +220,8 @@ static void put_capabilities(srv_writer *w) {
 
 static void put_modelfile(srv_writer *w, const server *s, const graft_registered *a) {
     char text[sizeof s->base_id + SRV_ID_SIZE + 32], id[SRV_ID_SIZE];
-    snprintf(text, sizeof text, "FROM %s\n%s%s%s", s->base_id, a ? "ADAPTER " : "", a ? srv_name_id(id, a->project, a->adapter) : "",
-             a ? "\n" : "");
+    snprintf(text, sizeof text, "FROM %s\n%s%s%s", s->base_id, a ? "ADAPTER " : "",
+             a ? srv_name_id(id, a->project, a->adapter) : "", a ? "\n" : "");
     srv_put_string(w, "modelfile", text);
 }
 

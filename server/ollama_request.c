@@ -97,7 +97,8 @@ static bool take_options(srv_request *r, srv_fault *f) {
     s->repeat_penalty = 1.1f;
     s->repeat_last_n = 64;
     spell_out(r, options);
-    if (!srv_take_sampling(r, options, f) || !srv_take_stop(r, options, f) || !srv_take_number(options, "num_predict", &most, f)) {
+    if (!srv_take_sampling(r, options, f) || !srv_take_stop(r, options, f) ||
+        !srv_take_number(options, "num_predict", &most, f) || !srv_take_bool(options, "ignore_eos", &r->common.ignore_eos, f)) {
         return false;
     }
     r->common.max_tokens = most > 0 ? (int)most : 0; /* 0: up to the context's end */
@@ -112,8 +113,8 @@ static bool take_keep(srv_request *r, srv_fault *f) {
 
 static bool take_common(srv_request *r, srv_fault *f) {
     r->stream = true;
-    return ollama_take_model(r, f) && refuse_unsupported(r, f) && take_keep(r, f) && srv_take_bool(r->body, "stream", &r->stream, f) &&
-           take_options(r, f) && take_format(r, f) && srv_take_logprobs(r, f);
+    return ollama_take_model(r, f) && refuse_unsupported(r, f) && take_keep(r, f) &&
+           srv_take_bool(r->body, "stream", &r->stream, f) && take_options(r, f) && take_format(r, f) && srv_take_logprobs(r, f);
 }
 
 /* ---- whole bodies -------------------------------------------------------------------------------------- */
@@ -153,8 +154,8 @@ static bool take_turn(srv_request *r, const char *system, const char *prompt, sr
 bool ollama_take_generate(srv_request *r, srv_fault *f) {
     const char *prompt = NULL, *system = NULL;
     bool raw = false;
-    if (!take_common(r, f) || !srv_take_string(r->body, "prompt", &prompt, f) || !srv_take_string(r->body, "system", &system, f) ||
-        !srv_take_bool(r->body, "raw", &raw, f)) {
+    if (!take_common(r, f) || !srv_take_string(r->body, "prompt", &prompt, f) ||
+        !srv_take_string(r->body, "system", &system, f) || !srv_take_bool(r->body, "raw", &raw, f)) {
         return false;
     }
     r->load_only = !prompt || !*prompt;
