@@ -42,6 +42,7 @@ typedef struct chat {
     figures last;
     int64_t answers, tokens;
     bool failed;
+    bool unwritable; /* nobody reads the answers any more */
 } chat;
 
 static int parse(chat *c, int argc, char **argv) {
@@ -125,9 +126,7 @@ static void take_text(answer *a, const char *text, size_t length) {
         a->first_us = a->last_us;
     }
     gr_buffer_append(&a->text, text, length);
-    if (!cli_json()) {
-        cli_write_text(text, length);
-    }
+    a->c->unwritable = !cli_json() && !cli_write_text(text, length);
 }
 
 static void take_piece(answer *a, json_t *piece) {
@@ -169,7 +168,7 @@ static bool take_line(const char *line, size_t length, void *user) {
         take_piece(a, piece);
     }
     json_decref(piece);
-    return !ended && !a->text.failed;
+    return !ended && !a->text.failed && !a->c->unwritable;
 }
 
 static json_t *message_json(const char *role, const char *content) {
@@ -290,6 +289,8 @@ static void finish_answer(answer *a, int failed, remote_error *err) {
     }
     if (interrupted) {
         sayf(c, "(interrupted)\n");
+    } else if (c->unwritable) {
+        c->failed = true; /* cli_finish says why */
     } else if (failed) {
         tell_error(c, err);
     } else if (cli_json()) {
@@ -477,7 +478,7 @@ static bool read_edited(chat *c) {
 static int talk(chat *c) {
     char empty[1] = "";
     bool more = true;
-    while (more && (c->editor ? read_edited(c) : read_plain(c))) {
+    while (more && !c->unwritable && (c->editor ? read_edited(c) : read_plain(c))) {
         more = take(c, c->line.length ? c->line.data : empty);
     }
     return c->failed && !c->editor ? CLI_FAILED : CLI_OK;

@@ -93,7 +93,8 @@ static void leave_a_byte(int signal_number) {
 }
 
 int cli_interrupt_fd(void) {
-    struct sigaction act = {.sa_handler = leave_a_byte};
+    /* poll returns all the same; a write to the terminal must not fail because somebody pressed a key. */
+    struct sigaction act = {.sa_handler = leave_a_byte, .sa_flags = SA_RESTART};
     if (ends[0] >= 0 || pipe(ends) != 0) {
         return ends[0];
     }

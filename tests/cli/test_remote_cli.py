@@ -530,6 +530,17 @@ class Talk(Case):
         self.assertRegex(done.stderr, r"\Agraft: error: bad_reply: .*a line that does not end\n\Z")
         self.assertTrue(server.gone.wait(TIMEOUT))
 
+    @unittest.skipUnless(os.path.exists("/dev/full"), "Linux has it")
+    def test_nobody_reads_the_answers(self):
+        server = self.fake(lambda r: (STREAM if i == 0 else said("x" * 1000) for i in itertools.count()))
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([GRAFT, "chat"], input=b"one\ntwo\n", stdout=full, stderr=subprocess.PIPE, timeout=TIMEOUT,
+                                  env=self.env)
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr.decode(), r"\Agraft: error: io_error: cannot write to standard output\n\Z")
+        self.assertTrue(server.gone.wait(TIMEOUT))
+        self.assertEqual(len(server.requests), 1)
+
     def test_what_failed_is_not_part_of_the_talk(self):
         replies = [http({"error": {"message": "no", "code": "queue_full"}}, "429 Too Many Requests"), STREAM + said("yes") + ending()]
         server = self.fake(lambda r: replies.pop(0))
