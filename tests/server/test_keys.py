@@ -138,6 +138,11 @@ class Doors(KeyCase):
             for name in {"alder", "birch", "cedar"} - set(visible):
                 for reply in [models, adapters, projects]:
                     self.assertNotIn(name, reply.text)
+            llama = self.ask(key, "GET", "/lora-adapters").json
+            self.assertEqual([a["id"] for a in llama], list(range(len(visible))))
+            self.assertEqual([bool(a["path"]) for a in llama], [key == self.root] * len(visible))
+            if key != self.root:
+                self.assertNotIn(str(BASE), self.ask(key, "GET", "/props").text)
 
     def test_ids(self):
         """Ids count what the key may see: neither use nor number of the others shows."""
@@ -190,13 +195,15 @@ class Doors(KeyCase):
                 self.assertEqual(busy, [(adapter, adapter is None)])
                 for name in {"alder", "birch", "cedar"} - {adapter, current}:
                     self.assertNotIn(name, reply.text)
+                slots = self.ask(key, "GET", "/slots").json
+                self.assertEqual([slot["adapter"] for slot in slots if slot["is_processing"]], [adapter])
         wait_until(lambda: self.metric("answers_running") == 0, "the end of all answers")
 
     def test_only_for_everything(self):
         for method, path, body in [("GET", "/metrics", None), ("GET", "/v1/keys", None), ("POST", "/v1/keys", {"name": "mine"}),
                                    ("POST", "/v1/keys", {"name": "mine", "projects": ["alder"]}), ("DELETE", "/v1/keys/root", None),
                                    ("DELETE", "/v1/keys/only-alder", None), ("POST", "/v1/lora_adapters/alder/pin", {}),
-                                   ("POST", "/v1/lora_adapters/scan", {}), ("POST", "/v1/unload_lora_adapter", {"lora_name": "alder"}),
+                                   ("POST", "/v1/lora_adapters/scan", {}), ("POST", "/lora-adapters", []), ("POST", "/v1/unload_lora_adapter", {"lora_name": "alder"}),
                                    ("POST", "/v1/load_lora_adapter", {"lora_name": "alder", "lora_path": "alder"})]:
             self.refused(403, "admin_key_needed", method, path, body, key=self.alder)
         self.assertEqual(len(self.ask(self.root, "GET", "/v1/keys").json["data"]), 4)
