@@ -461,7 +461,7 @@ class KeepAlive(Ollama):
         wait_until(lambda: self.row("alder")["leases"] == 1, "the lease to be taken")
         self.good("POST", "/v1/load_lora_adapter", {"lora_name": "alder", "lora_path": str(self.server.adapters / "alder"), "load_inplace": True})
         wait_until(lambda: self.row("alder")["memory"] == "resident" and self.row("alder")["leases"] == 1, "the new version to be held")
-        self.assertEqual(self.server.metric('adapter_bytes{adapter="alder/default",state="resident"}'), self.row("alder")["bytes"])
+        self.assertEqual(self.server.metric('adapter_bytes{adapter="alder",state="resident"}'), self.row("alder")["bytes"])
         self.load(keep_alive=0)
         self.gone("alder")
 
