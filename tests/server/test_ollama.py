@@ -461,7 +461,7 @@ class KeepAlive(Ollama):
         wait_until(lambda: self.row("alder")["leases"] == 1, "the lease to be taken")
         self.good("POST", "/v1/load_lora_adapter", {"lora_name": "alder", "lora_path": str(self.server.adapters / "alder"), "load_inplace": True})
         wait_until(lambda: self.row("alder")["memory"] == "resident" and self.row("alder")["leases"] == 1, "the new version to be held")
-        self.assertEqual(self.server.metric('adapter_bytes{adapter="alder",state="resident"}'), self.row("alder")["bytes"])
+        wait_until(lambda: self.good("GET", "/v1/status").json["memory"]["draining"] == 0, "the old version to be let go")
         self.load(keep_alive=0)
         self.gone("alder")
 
@@ -494,6 +494,74 @@ class IdleUnload(Ollama):
         self.assertNotEqual(self.memory()["alder:latest"]["expires_at"], "9999-12-31T23:59:59Z")
         wait_until(lambda: "alder:latest" not in self.memory(), "alder to leave memory")
         self.assertEqual(set(self.memory()), {"llama:latest", "birch:latest", "cedar:latest"})
+
+
+class Scopes(Ollama):
+    """A key for alder sees the base and alder; of birch, in memory and pinned for ever, it learns nothing."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.keys = {}
+        cls.key("root", None)
+        cls.key("alder", ["alder"])
+        assert cls.server.post(GENERATE, {"model": "birch", "keep_alive": -1}, headers=cls.keys["root"]).status == 200
+
+    @classmethod
+    def key(cls, name, projects):
+        body = {"name": name, **({"projects": projects} if projects else {})}
+        reply = cls.server.post("/v1/keys", body, headers=cls.keys.get("root"))
+        assert reply.status == 200, reply.text
+        cls.keys[name] = {"Authorization": "Bearer " + reply.json["key"]}
+
+    def as_key(self, key, method, path, body=None):
+        return self.server.ask(method, path, body, headers=self.keys[key])
+
+    def names(self, key, path):
+        return [m["name"] for m in self.as_key(key, "GET", path).json["models"]]
+
+    def test_lists(self):
+        self.assertEqual(self.names("alder", "/api/tags"), ["llama:latest", "alder:latest"])
+        self.assertEqual(len(self.names("root", "/api/tags")), 4)
+        self.as_key("alder", "POST", GENERATE, {"model": "alder"})
+        self.assertEqual(self.names("alder", "/api/ps"), ["llama:latest", "alder:latest"])
+        self.assertEqual(self.names("root", "/api/ps"), ["llama:latest", "alder:latest", "birch:latest"])
+
+    def test_names(self):
+        for path, body in [(CHAT, {"messages": MESSAGES}), (CHAT, {}), (GENERATE, {"prompt": "a"}), (GENERATE, {"keep_alive": 0}), (EMBED, {"input": "a"}),
+                           (EMBED, {"input": ""}), ("/api/embeddings", {"prompt": "a"}), ("/api/show", {}), ("/v1/embeddings", {"input": "a"})]:
+            for form in ["{}", "{}:latest", "llama:{}", "llama::{}", "{}/default"]:
+                other, none = (self.as_key("alder", "POST", path, {"model": form.format(n), **body}) for n in ["birch", "larch"])
+                self.assertEqual((other.status, other.text.replace("birch", "larch")), (404, none.text), path)
+            self.assertEqual(self.as_key("alder", "POST", path, {"model": "alder", "stream": False, "options": PLAIN, **body}).status, 200, path)
+        reply = self.as_key("alder", "POST", CHAT, {"model": "alder", "messages": MESSAGES, "lora": [{"name": "birch"}]})
+        self.assertEqual(reply.status, 404)
+
+    def test_every_call_needs_a_key(self):
+        for method, path in [("POST", CHAT), ("POST", GENERATE), ("POST", EMBED), ("POST", "/api/embeddings"), ("POST", "/api/show"), ("GET", "/api/tags"),
+                             ("GET", "/api/ps"), ("GET", "/api/version"), ("POST", "/api/pull"), ("DELETE", "/api/delete")]:
+            reply = self.server.ask(method, path, {"model": "alder"} if method == "POST" else None)
+            self.assertEqual((reply.status, list(reply.json)), (401, ["error"]), path)
+            self.assertIsInstance(reply.json["error"], str)
+
+    def leases(self, name):
+        return {a["id"]: a for a in self.as_key("root", "GET", "/v1/lora_adapters").json["data"]}[name]["leases"]
+
+    def test_for_ever_is_an_admins(self):
+        """A project's key keeps the clock from running out, no more; and does not undo what an admin said."""
+        keep = lambda key, value: self.assertEqual(self.as_key(key, "POST", GENERATE, {"model": "alder", "keep_alive": value}).status, 200)
+        keep("alder", -1)
+        time.sleep(0.6)
+        self.assertEqual(self.leases("alder"), 0)
+        keep("root", -1)
+        wait_until(lambda: self.leases("alder") == 1, "the lease to be taken")
+        keep("alder", 0)
+        time.sleep(0.6)
+        self.assertEqual(self.leases("alder"), 1)
+        keep("root", "1h")
+        wait_until(lambda: self.leases("alder") == 0, "the lease to be given back")
+        keep("alder", 0)
+        wait_until(lambda: "alder:latest" not in self.names("root", "/api/ps"), "alder to leave memory")
 
 
 class Stopping(unittest.TestCase):
