@@ -21,7 +21,6 @@ function RateTile({ title, samples, field, value, foot }) {
     <//>`;
 }
 
-/* Few words for the two that go best, many figures for who looks closer. */
 function CacheTile({ cache }) {
     const asked = cache.hits + cache.misses;
     return html`<${Tile} title="Hit rate" value=${cache.hit_rate === null ? "–" : percent(cache.hit_rate)}
@@ -30,7 +29,7 @@ function CacheTile({ cache }) {
             <span style=${{ width: `${100 * (cache.hit_rate || 0)}%` }} />
         </div>
         <p class="sub">${asked ? html`${count(cache.hits)} found in memory, ${count(cache.misses)} not` : "no request for an adapter yet"}</p>
-        ${cache.loads > 0 && cache.load_ms_p50 !== null && html`<p class="sub">a load takes ${milliseconds(cache.load_ms_p50)}, at most ${milliseconds(cache.load_ms_p99)}</p>`}
+        ${cache.loads > 0 && html`<p class="sub">loads take ${milliseconds(cache.load_ms_p50)}, 99 % up to ${milliseconds(cache.load_ms_p99)}</p>`}
     <//>`;
 }
 

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 
 import { launch, open, row } from "./browser.mjs";
-import { ROOT, Server, until } from "./server.mjs";
+import { killAll, ROOT, Server, until } from "./server.mjs";
 
 const IMAGES = join(ROOT, "docs/images");
 const PROJECTS = ["alder", "birch", "cedar"];
@@ -22,7 +22,7 @@ function fill(server) {
 /* Asks one thing after the other until it is told to stop; more of them at some times than at others. */
 async function ask(server, n, load) {
     for (let i = n; !load.over; i++) {
-        const body = { model: [...PROJECTS, null][(n + i * 3) % 4] ?? "SmolLM2-135M-Instruct.Q4_1", messages: [{ role: "user", content: questions[i % questions.length] }], max_tokens: 40 + ((i * 37) % 50), ignore_eos: true };
+        const body = { model: [...PROJECTS, null][n % 4] ?? "SmolLM2-135M-Instruct.Q4_1", messages: [{ role: "user", content: questions[i % questions.length] }], max_tokens: 40 + ((i * 37) % 50), ignore_eos: true };
         if (n < load.many) {
             await server.ask("POST", "v1/chat/completions", body);
         } else {
@@ -31,6 +31,7 @@ async function ask(server, n, load) {
     }
 }
 
+process.on("exit", killAll); /* whatever happens */
 const server = new Server({ base: process.env.GRAFT_DEMO_MODEL, args: ["-t", "1", "--ctx", "1024", "--memory-limit-mb", "448"] });
 fill(server);
 await server.start();
