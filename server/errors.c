@@ -34,9 +34,11 @@ bool srv_fault_set(srv_fault *f, int status, const char *code, const char *param
 
 bool srv_fault_from(srv_fault *f, const graft_error *err) {
     const char *code = graft_error_name(err->code);
-    if (err->code == GRAFT_E_CONTEXT_LENGTH) {
-        code = "context_length_exceeded"; /* what clients look for to cut their history */
-    } else if (err->code == GRAFT_E_NOT_FOUND) {
+    if (err->code == GRAFT_E_CONTEXT_LENGTH) { /* the code and the words that clients look for to cut their history */
+        return srv_fault_set(f, graft_error_http(err->code), "context_length_exceeded", NULL,
+                             "%s; the request exceeds the available context size", err->message);
+    }
+    if (err->code == GRAFT_E_NOT_FOUND) {
         code = "model_not_found";
     }
     return srv_fault_set(f, graft_error_http(err->code), code, NULL, "%s", err->message);

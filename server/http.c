@@ -112,6 +112,13 @@ static bool is_ambiguous(srv_exchange *x) {
     return lengths + codings > 1;
 }
 
+/* libevent does not read what follows the headers of these two: it would be the connection's next request. */
+static bool leaves_a_body(const srv_exchange *x) {
+    const char *length = srv_request_header(x, "Content-Length");
+    return (x->method == EVHTTP_REQ_HEAD || x->method == EVHTTP_REQ_TRACE) &&
+           (length || srv_request_header(x, "Transfer-Encoding"));
+}
+
 static void plain_error(struct evhttp_request *req, int status) {
     evhttp_send_error(req, status, NULL);
 }
@@ -132,6 +139,9 @@ static bool take_path(srv_exchange *x) {
 }
 
 static void answer(srv_exchange *x) {
+    if (leaves_a_body(x)) {
+        srv_header(x, "Connection", "close");
+    }
     if (!take_path(x)) {
         srv_reply_error(x, 414, "uri_too_long", NULL, "the path is longer than %zu bytes", sizeof x->path - 1);
     } else if (!take_body(x)) {
@@ -171,8 +181,9 @@ int srv_http_init(server *s, graft_error *err) {
     }
     evhttp_set_max_body_size(s->http, (ev_ssize_t)s->o.limits.body);
     evhttp_set_max_headers_size(s->http, (ev_ssize_t)s->o.limits.headers);
+    /* Those that no path takes too: they get our 405, not libevent's 501 in HTML. */
     evhttp_set_allowed_methods(s->http, EVHTTP_REQ_GET | EVHTTP_REQ_POST | EVHTTP_REQ_HEAD | EVHTTP_REQ_PUT | EVHTTP_REQ_DELETE |
-                                            EVHTTP_REQ_OPTIONS | EVHTTP_REQ_PATCH);
+                                            EVHTTP_REQ_OPTIONS | EVHTTP_REQ_PATCH | EVHTTP_REQ_TRACE);
     evhttp_set_timeout(s->http, 600); /* for a connection that is missing in connections.c */
     evhttp_set_default_content_type(s->http, NULL);
     evhttp_set_bevcb(s->http, srv_connections_new, &s->connections);

@@ -115,11 +115,15 @@ static void allowed(const char *path, char out[64]) {
              get || post || delete ? "OPTIONS" : "");
 }
 
-/* A page of another site can make a browser send a form or plain text here, but JSON only after asking, which is refused. */
+/* A page of another site can make a browser send a form, plain text or bytes without a type here, but JSON only after asking, which is
+ * refused. Programs that send no type (litellm to Ollama's calls) do not say which page they come from, as browsers do. */
 static bool is_json(const srv_exchange *x) {
     const char *type = srv_request_header(x, "Content-Type");
     size_t n = strlen("application/json");
-    return type && evutil_ascii_strncasecmp(type, "application/json", n) == 0 && strchr(" ;\t", type[n]);
+    if (!type) {
+        return !srv_request_header(x, "Origin") && !srv_request_header(x, "Sec-Fetch-Site");
+    }
+    return evutil_ascii_strncasecmp(type, "application/json", n) == 0 && strchr(" ;\t", type[n]);
 }
 
 static void call(srv_exchange *x, const srv_route *r) {

@@ -212,6 +212,9 @@ class OpenAi(Case):
             self.assertIn("message", reply.json["error"])
         for kind in ["text/plain", "application/x-www-form-urlencoded", "application/jsonx"]:
             self.bad(415, "unsupported_media_type", "POST", COMPLETIONS, b"{\"prompt\":\"a\"}", headers={"Content-Type": kind})
+        for page in ({"Origin": "http://elsewhere"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+            self.bad(415, "unsupported_media_type", "POST", COMPLETIONS, b"{\"prompt\":\"a\"}", headers=page)
+        self.good("POST", COMPLETIONS, b"{\"prompt\":\"a\"}")  # without a type, as litellm asks Ollama's calls
         self.good("POST", COMPLETIONS, b"{\"prompt\":\"a\"}", headers={"Content-Type": "Application/JSON; charset=utf-8"})
 
     def test_context_length(self):
@@ -616,6 +619,7 @@ class Http(Case):
         self.assertEqual(self.bad(405, "method_not_allowed", "GET", CHAT).headers["Allow"], "POST, OPTIONS")
         self.assertEqual(self.bad(405, "method_not_allowed", "DELETE", "/v1/models").headers["Allow"], "GET, HEAD, OPTIONS")
         self.assertEqual(self.bad(405, "method_not_allowed", "PUT", "/v1/models/alder", b"x").headers["Allow"], "GET, HEAD, OPTIONS")
+        self.assertEqual(self.bad(405, "method_not_allowed", "TRACE", "/health").headers["Allow"], "GET, HEAD, OPTIONS")
         reply = self.server.ask("OPTIONS", CHAT)
         self.assertEqual((reply.status, reply.headers["Allow"]), (204, "POST, OPTIONS"))
         self.assertFalse([h for h in reply.headers if h.lower().startswith("access-control")])
@@ -683,6 +687,16 @@ class Http(Case):
             self.assertTrue(s.recv(100).startswith(b"HTTP/1.1 100"))
             s.sendall(body)
             self.assertIn(b"200 OK", read_all(s))
+
+    def test_a_body_is_never_the_next_request(self):
+        inner = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        last = b"GET /v1/projects HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        for method in ["GET", "HEAD", "DELETE", "OPTIONS", "PUT", "PATCH", "TRACE"]:
+            for how, body in [(b"Content-Length: %d" % len(inner), inner),
+                              (b"Transfer-Encoding: chunked", b"%x\r\n%s\r\n0\r\n\r\n" % (len(inner), inner))]:
+                replies = self.server.raw(method.encode() + b" /v1/models HTTP/1.1\r\nHost: localhost\r\n" + how + b"\r\n\r\n" + body + last)
+                self.assertNotIn(b'"status"', replies, method)
+                self.assertLessEqual(replies.count(b"HTTP/1.1 "), 2, method)
 
     def test_ambiguous_lengths(self):
         head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
