@@ -62,6 +62,11 @@ void srv_get_root(srv_exchange *x) {
     }
 }
 
+/* docs/openapi.json, for those who make clients from it. */
+void srv_get_openapi(srv_exchange *x) {
+    reply_asset(x, find("openapi.json"));
+}
+
 void srv_get_dashboard_file(srv_exchange *x) {
     const srv_asset *a = find(x->capture);
     if (a) {

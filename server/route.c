@@ -13,6 +13,7 @@
 static const srv_route routes[] = {
     {EVHTTP_REQ_GET, "/", srv_get_root, SRV_ANYONE},
     {EVHTTP_REQ_GET, "/dashboard/{}", srv_get_dashboard_file, SRV_ANYONE},
+    {EVHTTP_REQ_GET, "/openapi.json", srv_get_openapi, SRV_ANYONE},
     {EVHTTP_REQ_GET, "/v1/models", srv_get_models, SRV_KEY},
     {EVHTTP_REQ_GET, "/v1/models/{}", srv_get_model, SRV_KEY},
     {EVHTTP_REQ_POST, "/v1/chat/completions", srv_post_chat, SRV_KEY},

@@ -73,5 +73,6 @@ void srv_get_status(srv_exchange *x);
 /* dashboard.c */
 void srv_get_root(srv_exchange *x);
 void srv_get_dashboard_file(srv_exchange *x);
+void srv_get_openapi(srv_exchange *x);
 
 #endif
