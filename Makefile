@@ -69,8 +69,8 @@ contamination: dev  ## 10,000 answers over shared prompts, replaced and evicted 
 test-server: dev  ## graft serve over real sockets
 	@GRAFT_BIN=build/dev/graft GRAFT_CONFIG=/dev/null GRAFT_TEST_MODEL=$$(tools/get_model.sh) python3 tests/server/test_server.py
 
-clients: dev  ## the real OpenAI client against graft serve; fetches it
-	@tests/server/run.sh
+clients: dev  ## graft serve under the real clients (openai, ollama, litellm, langchain, llm, curl) and schemathesis; fetches them
+	@tests/clients/run.sh
 
 browser: dev  ## the dashboard in the system's Chromium; installs what it needs, or says what is missing
 	@tests/browser/run.sh
