@@ -60,6 +60,7 @@ static void send_event(srv_answer *a, srv_writer *w) {
 
 static void fail(srv_answer *a, const srv_fault *f) {
     a->s->count.failed++;
+    a->s->count.cancelled += a->left; /* the others of this answer end with it */
     srv_usage_failed(a->s, a->r->adapter, f->code);
     srv_keep_alive_note(a->x, a->r);
     if (a->started) {
@@ -348,6 +349,7 @@ static bool submit(srv_answer *a, size_t n, srv_fault *f) {
     }
     a->submitted += n;
     a->left += n;
+    a->s->count.started += n;
     return true;
 }
 

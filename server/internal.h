@@ -22,6 +22,7 @@ struct evhttp_bound_socket;
 /* Counted since the start, for /metrics. */
 typedef struct srv_counters {
     uint64_t requests[6];   /* by status / 100 */
+    uint64_t started; /* once none runs: answers + cancelled + failed */
     uint64_t answers, cancelled, failed, refused, fallbacks; /* of generation: ended well, … */
     uint64_t prompt_tokens, completion_tokens, cached_tokens;
     graft_histogram first_token_us, total_us;

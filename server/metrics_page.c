@@ -5,6 +5,8 @@
 #include "names.h"
 #include "route.h"
 
+#include "base/memory.h"
+
 #include <stddef.h>
 #include <string.h>
 
@@ -67,9 +69,10 @@ static void write_server(gr_buffer *b, const server *s) {
     counter(b, "graft_http_timeouts_total", s->connections.timeouts, "Connections that were cut off: slow, idle or not reading.");
     gauge(b, "graft_http_connections", (uint64_t)s->connections.n, "Open connections.");
     gauge(b, "graft_http_requests_open", (uint64_t)s->n_exchanges, "Requests that are being answered.");
+    counter(b, "graft_answers_started_total", c->started, "Answers that began; each ends well, failed or cancelled.");
     counter(b, "graft_answers_total", c->answers, "Answers that ended well.");
     counter(b, "graft_answers_failed_total", c->failed, "Requests that ended with an error.");
-    counter(b, "graft_answers_cancelled_total", c->cancelled, "Answers whose client left.");
+    counter(b, "graft_answers_cancelled_total", c->cancelled, "Answers whose client left, or that another part of their request took with it.");
     counter(b, "graft_answers_refused_total", c->refused, "Requests that found the queue full or the server ending.");
     gauge(b, "graft_answers_running", (uint64_t)s->relay.n, "Answers under way or waiting.");
     counter(b, "graft_prompt_tokens_total", c->prompt_tokens, "Tokens of prompts.");
@@ -154,6 +157,7 @@ static void write_memory(gr_buffer *b, const server *s) {
     gauge(b, "graft_memory_twin_bytes", m.twins, "libllama's copies of adapters: counted with the adapters above.");
     gauge(b, "graft_adapters_resident_max", m.max_adapters, "Adapters that may be in memory at once; 0 = bounded by memory only.");
     gauge(b, "graft_memory_counted_bytes", m.counted, "All of it together.");
+    gauge(b, "graft_server_bytes", gr_memory_bytes(), "What the server itself has allocated, without libevent's buffers and TLS.");
     gauge(b, "graft_process_resident_bytes", m.process, "Resident set of the process.");
 }
 
