@@ -431,7 +431,7 @@ class KeepAlive(Ollama):
 
     def test_not_while_used(self):
         """An answer that takes longer than its keep_alive keeps what it uses."""
-        body = {"model": "alder", "prompt": "abc", "raw": True, "keep_alive": "1ms", "options": {**PLAIN, "num_predict": 400, "stop": ["never in it"]}}
+        body = {"model": "alder", "prompt": "abc", "raw": True, "keep_alive": "1ms", "options": {**PLAIN, "num_predict": 400, "ignore_eos": True}}
         for _ in range(3):
             self.assertEqual(self.good("POST", GENERATE, {**body, "stream": False}).json["fallback"], None)
         self.gone("alder")
@@ -528,8 +528,8 @@ class Scopes(Ollama):
         self.assertEqual(self.names("root", "/api/ps"), ["llama:latest", "alder:latest", "birch:latest"])
 
     def test_names(self):
-        for path, body in [(CHAT, {"messages": MESSAGES}), (CHAT, {}), (GENERATE, {"prompt": "a"}), (GENERATE, {"keep_alive": 0}), (EMBED, {"input": "a"}),
-                           (EMBED, {"input": ""}), ("/api/embeddings", {"prompt": "a"}), ("/api/show", {}), ("/v1/embeddings", {"input": "a"})]:
+        for path, body in [(CHAT, {"messages": MESSAGES}), (CHAT, {}), (GENERATE, {"prompt": "a"}), (GENERATE, {"keep_alive": 0}),
+                           (EMBED, {"input": "a"}), (EMBED, {"input": ""}), ("/api/embeddings", {"prompt": "a"}), ("/api/show", {}), ("/v1/embeddings", {"input": "a"})]:
             for form in ["{}", "{}:latest", "llama:{}", "llama::{}", "{}/default"]:
                 other, none = (self.as_key("alder", "POST", path, {"model": form.format(n), **body}) for n in ["birch", "larch"])
                 self.assertEqual((other.status, other.text.replace("birch", "larch")), (404, none.text), path)
@@ -538,8 +538,8 @@ class Scopes(Ollama):
         self.assertEqual(reply.status, 404)
 
     def test_every_call_needs_a_key(self):
-        for method, path in [("POST", CHAT), ("POST", GENERATE), ("POST", EMBED), ("POST", "/api/embeddings"), ("POST", "/api/show"), ("GET", "/api/tags"),
-                             ("GET", "/api/ps"), ("GET", "/api/version"), ("POST", "/api/pull"), ("DELETE", "/api/delete")]:
+        for method, path in [("POST", CHAT), ("POST", GENERATE), ("POST", EMBED), ("POST", "/api/embeddings"), ("POST", "/api/show"),
+                             ("GET", "/api/tags"), ("GET", "/api/ps"), ("GET", "/api/version"), ("POST", "/api/pull"), ("DELETE", "/api/delete")]:
             reply = self.server.ask(method, path, {"model": "alder"} if method == "POST" else None)
             self.assertEqual((reply.status, list(reply.json)), (401, ["error"]), path)
             self.assertIsInstance(reply.json["error"], str)
