@@ -1,6 +1,6 @@
 /*
- * The dashboard's page and files. They hold no data, so no key is asked for: the page asks the API for data, with the key that the
- * user gives it.
+ * The dashboard's page and files. They hold no data, so no key is asked for: the page asks the API for data, with the key that
+ * the user gives it.
  *
  * The policy lets the page load and call this server only, and run no script or style of its own text; nobody may frame it.
  */
@@ -12,8 +12,8 @@
 #include <string.h>
 
 static const char policy[] =
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'";
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'";
 
 static const srv_asset *find(const char *name) {
     for (size_t i = 0; i < srv_n_assets; i++) {
@@ -35,7 +35,8 @@ static void reply_asset(srv_exchange *x, const srv_asset *a) {
     srv_header(x, "X-Frame-Options", "DENY"); /* for browsers that do not know frame-ancestors */
     srv_header(x, "Referrer-Policy", "no-referrer");
     srv_header(x, "Cross-Origin-Resource-Policy", "same-origin");
-    srv_header(x, "Cache-Control", "no-cache"); /* asked for again each time, answered with 304: files of two versions never mix */
+    /* Asked for again each time, answered with 304: files of two versions never mix. */
+    srv_header(x, "Cache-Control", "no-cache");
     srv_header(x, "ETag", a->etag);
     if (is_held(x, a)) {
         srv_reply(x, 304, a->type, "", 0);

@@ -41,19 +41,30 @@ export function reload(id) {
 
 export function unload(id) {
     return act(id, "unloading", adapterPath(id, "unload"), undefined, (reply) => {
-        const freed = Number(reply.headers.get("X-Graft-Freed-Bytes") || 0), pending = Number(reply.headers.get("X-Graft-Pending-Bytes") || 0);
+        const freed = Number(reply.headers.get("X-Graft-Freed-Bytes") || 0),
+            pending = Number(reply.headers.get("X-Graft-Pending-Bytes") || 0);
         return `${id} is out of memory: ${bytes(freed)} freed${pending ? `, ${bytes(pending)} when its answers end` : ""}`;
     });
 }
 
 export function pin(id, pinned) {
-    return act(id, pinned ? "pinning" : "unpinning", adapterPath(id, pinned ? "pin" : "unpin"), undefined,
-        () => `${id} is ${pinned ? "pinned: it stays in memory" : "no longer pinned"}`);
+    return act(
+        id,
+        pinned ? "pinning" : "unpinning",
+        adapterPath(id, pinned ? "pin" : "unpin"),
+        undefined,
+        () => `${id} is ${pinned ? "pinned: it stays in memory" : "no longer pinned"}`,
+    );
 }
 
 export function switchTo(row) {
-    return act(row.id, "switching", "v1/projects/current", { project: row.project, adapter: row.adapter },
-        () => `${row.id} answers requests that name no model`);
+    return act(
+        row.id,
+        "switching",
+        "v1/projects/current",
+        { project: row.project, adapter: row.adapter },
+        () => `${row.id} answers requests that name no model`,
+    );
 }
 
 /* Registers and loads. Throws: the form shows why. */
@@ -93,7 +104,13 @@ export async function scan() {
         s.error = e.name === "AbortError" ? "stopped; what it had registered stays" : e.message;
     }
     s.running = false;
-    note(s.error ? `scan: ${s.error}` : `scan: ${count(s.done.added)} added, ${count(s.done.known)} known, ${count(s.done.broken + s.done.refused)} not usable`, Boolean(s.error));
+    note(
+        s.error
+            ? `scan: ${s.error}`
+            : `scan: ${count(s.done.added)} added, ${count(s.done.known)} known, ` +
+              `${count(s.done.broken + s.done.refused)} not usable`,
+        Boolean(s.error),
+    );
     refresh();
 }
 

@@ -1,4 +1,5 @@
-/* Calls to the server, with the key that the user gave. Paths are relative to the page, so that a proxy may put it below a prefix. */
+/* Calls to the server, with the key that the user gave. Paths are relative to the page, so that a proxy may put it
+ * below a prefix. */
 
 const KEY = "graft.key";
 
@@ -10,7 +11,10 @@ function storages() {
     }
 }
 
-let key = storages().map((s) => s.getItem(KEY)).find(Boolean) || "";
+let key =
+    storages()
+        .map((s) => s.getItem(KEY))
+        .find(Boolean) || "";
 
 export function hasKey() {
     return key !== "";
@@ -54,12 +58,22 @@ async function call(method, path, body, signal) {
     }
     let reply;
     try {
-        reply = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body), signal, cache: "no-store", credentials: "omit" });
+        reply = await fetch(path, {
+            method,
+            headers,
+            body: body === undefined ? undefined : JSON.stringify(body),
+            signal,
+            cache: "no-store",
+            credentials: "omit",
+        });
     } catch (e) {
         if (e.name === "AbortError") {
             throw e;
         }
-        throw new ApiError(0, e.name === "TimeoutError" ? "the server does not answer" : "the server cannot be reached");
+        throw new ApiError(
+            0,
+            e.name === "TimeoutError" ? "the server does not answer" : "the server cannot be reached",
+        );
     }
     if (!reply.ok) {
         throw new ApiError(reply.status, messageOf(reply.status, await reply.text()));

@@ -42,22 +42,32 @@ function Health({ status, link }) {
         return null;
     }
     const word = status.draining ? "shutting down" : status.health.state;
-    return html`<span class="pill ${{ healthy: "good", degraded: "warm", unhealthy: "bad" }[word] || "warm"}" title="up for ${duration(status.uptime_s)}">${word}</span>`;
+    return html`<span class="pill ${{ healthy: "good", degraded: "warm", unhealthy: "bad" }[word] || "warm"}"
+        title="up for ${duration(status.uptime_s)}">${word}</span>`;
 }
 
-const views = [["overview", "Overview", "1"], ["chat", "Chat", "2"]];
+const views = [
+    ["overview", "Overview", "1"],
+    ["chat", "Chat", "2"],
+];
 
 function Head({ s, help }) {
     const icon = { auto: "auto", light: "sun", dark: "moon" }[theme()];
     const label = `Appearance: ${{ auto: "as the system", light: "light", dark: "dark" }[theme()]}. Change`;
     return html`<header><div class="brand"><${Leaf} /><h1>graft</h1>
-            ${s.status && html`<span class="model-name" title=${s.status.model.path || s.status.model.id}>${s.status.model.id}</span>`}</div>
-        <nav aria-label="Views">${views.map(([name, text]) => html`<a key=${name} href="#${name}" aria-current=${s.view === name ? "page" : undefined}>${text}</a>`)}</nav>
+            ${s.status && html`<span class="model-name"
+                title=${s.status.model.path || s.status.model.id}>${s.status.model.id}</span>`}</div>
+        <nav aria-label="Views">${views.map(([name, text]) => html`<a key=${name} href="#${name}"
+            aria-current=${s.view === name ? "page" : undefined}>${text}</a>`)}</nav>
         <div class="corner"><${Health} status=${s.status} link=${s.link} />
-            ${s.status && !s.status.admin && html`<span class="tag" title="This key is for some projects; it cannot load, unload or pin">project key</span>`}
-            <button type="button" class="quiet" aria-label="Key" title="Key" onClick=${() => set({ key: "change" })}><${Icon} name="key" /></button>
-            <button type="button" class="quiet" aria-label=${label} title=${label} onClick=${nextTheme}><${Icon} name=${icon} /></button>
-            <button type="button" class="quiet wide-only" aria-label="Keyboard shortcuts" title="Keyboard shortcuts" onClick=${help}><${Icon} name="help" /></button>
+            ${s.status && !s.status.admin && html`<span class="tag"
+                title="This key is for some projects; it cannot load, unload or pin">project key</span>`}
+            <button type="button" class="quiet" aria-label="Key" title="Key" onClick=${() => set({ key: "change" })}>
+                <${Icon} name="key" /></button>
+            <button type="button" class="quiet" aria-label=${label} title=${label} onClick=${nextTheme}>
+                <${Icon} name=${icon} /></button>
+            <button type="button" class="quiet wide-only" aria-label="Keyboard shortcuts" title="Keyboard shortcuts"
+                onClick=${help}><${Icon} name="help" /></button>
         </div></header>`;
 }
 
@@ -70,13 +80,17 @@ function Lost({ s }) {
         return () => clearInterval(timer);
     }, []);
     const left = Math.max(0, Math.ceil((s.retryAt - performance.now()) / 1000));
-    return html`<div class="banner bad" role="alert"><p><b>${s.lostStatus ? "The server answers with an error." : "Not reachable."}</b> <span aria-live="off">${s.lostText}; ${left > 0 ? `trying again in ${left} s` : "trying again"}.</span>
-        ${s.status && " What is below is the last that was known."}</p><button type="button" class="small" onClick=${pollNow}>Try now</button></div>`;
+    return html`<div class="banner bad" role="alert"><p>
+        <b>${s.lostStatus ? "The server answers with an error." : "Not reachable."}</b>
+        ${" "}<span aria-live="off">${s.lostText}; ${left > 0 ? `trying again in ${left} s` : "trying again"}.</span>
+        ${s.status && " What is below is the last that was known."}</p>
+            <button type="button" class="small" onClick=${pollNow}>Try now</button></div>`;
 }
 
 function Notes({ notes }) {
     const one = (n) => html`<div key=${n.id} class="note ${n.bad ? "bad" : ""}"><span>${n.text}</span>
-        <button type="button" class="quiet" aria-label="Close this message" onClick=${() => dropNote(n.id)}><${Icon} name="close" /></button></div>`;
+        <button type="button" class="quiet" aria-label="Close this message" onClick=${() => dropNote(n.id)}>
+            <${Icon} name="close" /></button></div>`;
     return html`<div class="notes" role="status">${notes.map(one)}</div>`;
 }
 
@@ -96,8 +110,14 @@ function onKey(e, help) {
     const does = {
         1: () => go("overview"),
         2: () => go("chat"),
-        "/": () => { go("overview"); focusSoon("filter"); },
-        m: () => { go("chat"); focusSoon("message"); },
+        "/": () => {
+            go("overview");
+            focusSoon("filter");
+        },
+        m: () => {
+            go("chat");
+            focusSoon("message");
+        },
         r: pollNow,
         t: nextTheme,
         k: () => set({ key: "change" }),
@@ -131,7 +151,8 @@ function Content({ s }) {
 }
 
 function App() {
-    const s = useStore(), [helping, setHelping] = useState(false);
+    const s = useStore(),
+        [helping, setHelping] = useState(false);
     useEffect(() => {
         const keys = (e) => onKey(e, () => setHelping(true));
         document.addEventListener("keydown", keys);
@@ -142,11 +163,15 @@ function App() {
             location.hash = s.view;
         }
     }, [s.view]);
-    return html`<a class="skip" href="#main" onClick=${(e) => { e.preventDefault(); document.getElementById("main").focus(); }}>To the content</a>
+    return html`<a class="skip" href="#main" onClick=${(e) => {
+        e.preventDefault();
+        document.getElementById("main").focus();
+    }}>To the content</a>
         <${Head} s=${s} help=${() => setHelping(true)} />
         <main id="main" tabindex="-1" class="${s.view} ${s.link === "lost" ? "stale" : ""}">
             ${s.link === "lost" && !s.key && html`<${Lost} s=${s} />`}
-            ${s.status?.draining && html`<div class="banner warm" role="status"><p><b>The server is shutting down.</b> Running answers end, new ones are refused.</p></div>`}
+            ${s.status?.draining && html`<div class="banner warm" role="status"><p>
+                <b>The server is shutting down.</b> Running answers end, new ones are refused.</p></div>`}
             <${Content} s=${s} />
         </main>
         <${Notes} notes=${s.notes} />

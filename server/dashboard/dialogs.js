@@ -17,12 +17,16 @@ function Dialog({ title, close, children }) {
     const outside = (e) => e.target === box.current && close();
     return html`<dialog ref=${box} aria-labelledby="dialog-title" onClose=${close} onClick=${outside}>
         <div class="inside"><div class="head"><h2 id="dialog-title">${title}</h2>
-            <button type="button" class="quiet" aria-label="Close" onClick=${close}><${Icon} name="close" /></button></div>${children}</div>
+            <button type="button" class="quiet" aria-label="Close" onClick=${close}><${Icon} name="close" /></button>
+                </div>${children}</div>
     </dialog>`;
 }
 
 export function AddDialog({ close }) {
-    const [name, setName] = useState(""), [path, setPath] = useState(""), [busy, setBusy] = useState(false), [error, setError] = useState("");
+    const [name, setName] = useState(""),
+        [path, setPath] = useState(""),
+        [busy, setBusy] = useState(false),
+        [error, setError] = useState("");
     const submit = async (e) => {
         e.preventDefault();
         setBusy(true);
@@ -37,24 +41,35 @@ export function AddDialog({ close }) {
     };
     return html`<${Dialog} title="Add an adapter" close=${close}>
         <form onSubmit=${submit}>
-            <label>Name<input required maxlength="257" value=${name} onInput=${(e) => setName(e.target.value)} placeholder="project or project/adapter" autocomplete="off" spellcheck=${false} autofocus /></label>
-            <label>Path on the server<input required value=${path} onInput=${(e) => setPath(e.target.value)} placeholder="below the server's adapters folder" autocomplete="off" spellcheck=${false} /></label>
+            <label>Name<input required maxlength="257" value=${name} onInput=${(e) => setName(e.target.value)}
+                placeholder="project or project/adapter" autocomplete="off" spellcheck=${false} autofocus /></label>
+            <label>Path on the server<input required value=${path} onInput=${(e) => setPath(e.target.value)}
+                placeholder="below the server's adapters folder" autocomplete="off" spellcheck=${false} /></label>
             <p class="why" role="alert">${error}</p>
-            <div class="buttons end"><button type="button" onClick=${close}>Cancel</button><button type="submit" class="primary" disabled=${busy}>${busy ? "Loading…" : "Add and load"}</button></div>
+            <div class="buttons end"><button type="button" onClick=${close}>Cancel</button>
+                <button type="submit" class="primary" disabled=${busy}>${busy ? "Loading…" : "Add and load"}</button></div>
         </form>
     <//>`;
 }
 
 const shortcuts = [
-    ["1", "Overview"], ["2", "Chat"], ["/", "Filter adapters"], ["m", "Write a message"], ["r", "Ask the server now"],
-    ["t", "Light, dark or as the system"], ["k", "Key"], ["?", "This list"], ["Esc", "Close; in the chat: stop the answers"],
+    ["1", "Overview"],
+    ["2", "Chat"],
+    ["/", "Filter adapters"],
+    ["m", "Write a message"],
+    ["r", "Ask the server now"],
+    ["t", "Light, dark or as the system"],
+    ["k", "Key"],
+    ["?", "This list"],
+    ["Esc", "Close; in the chat: stop the answers"],
 ];
 
 export function Help({ close }) {
     return html`<${Dialog} title="Keys" close=${close}>
         <dl class="keys">${shortcuts.map(([k, what]) => html`<div key=${k}><dt><kbd>${k}</kbd></dt><dd>${what}</dd></div>`)}</dl>
         <p class="muted">In the chat, Enter sends and Shift+Enter begins a line.</p>
-        <p class="muted licences">This page uses <a href="dashboard/vendor/preact.license.txt">Preact</a> and <a href="dashboard/vendor/htm.license.txt">htm</a>.</p>
+        <p class="muted licences">This page uses <a href="dashboard/vendor/preact.license.txt">Preact</a> and${" "}
+            <a href="dashboard/vendor/htm.license.txt">htm</a>.</p>
     <//>`;
 }
 
@@ -66,7 +81,8 @@ const asks = {
 
 /* In the place of the page's content. */
 export function KeyForm({ kind }) {
-    const [text, setText] = useState(""), [remember, setRemember] = useState(false);
+    const [text, setText] = useState(""),
+        [remember, setRemember] = useState(false);
     const [title, say] = asks[kind];
     useEffect(() => document.getElementById("key").focus(), []);
     const begin = (key) => {
@@ -85,8 +101,11 @@ export function KeyForm({ kind }) {
     return html`<section class="card key-form" aria-labelledby="key-title">
         <h2 id="key-title" role=${kind === "wrong" ? "alert" : undefined}>${title}</h2><p class="muted">${say}</p>
         <form onSubmit=${submit}>
-            <label>Key<input id="key" type="password" required value=${text} onInput=${(e) => setText(e.target.value)} autocomplete="off" spellcheck=${false} placeholder="gk_…" /></label>
-            <label class="check"><input type="checkbox" checked=${remember} onChange=${(e) => setRemember(e.target.checked)} /><span>Remember on this device <span class="muted">(else until the tab is closed)</span></span></label>
+            <label>Key<input id="key" type="password" required value=${text} onInput=${(e) => setText(e.target.value)}
+                autocomplete="off" spellcheck=${false} placeholder="gk_…" /></label>
+            <label class="check"><input type="checkbox" checked=${remember}
+                onChange=${(e) => setRemember(e.target.checked)} />
+                <span>Remember on this device <span class="muted">(else until the tab is closed)</span></span></label>
             <div class="buttons end">
                 ${kind === "change" && html`<button type="button" onClick=${cancel}>Cancel</button>`}
                 ${kind === "change" && hasKey() && html`<button type="button" onClick=${() => begin("")}>Forget the key</button>`}

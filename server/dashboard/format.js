@@ -32,7 +32,11 @@ export function percent(share) {
 }
 
 export function milliseconds(ms) {
-    return ms >= 10000 ? `${plain.format(ms / 1000)} s` : ms >= 1000 ? `${tenths.format(ms / 1000)} s` : `${plain.format(ms)} ms`;
+    return ms >= 10000
+        ? `${plain.format(ms / 1000)} s`
+        : ms >= 1000
+          ? `${tenths.format(ms / 1000)} s`
+          : `${plain.format(ms)} ms`;
 }
 
 /* The two greatest units: "3 min", "2 h 5 min", "4 d 1 h". */
@@ -59,5 +63,9 @@ export function ago(at, now = Date.now() / 1000) {
     if (s < 10) {
         return "just now";
     }
-    return s < 60 ? `${Math.floor(s / 10) * 10} s ago` : s < 86400 ? `${s < 3600 ? duration(s) : `${Math.floor(s / 3600)} h`} ago` : `${Math.floor(s / 86400)} d ago`;
+    return s < 60
+        ? `${Math.floor(s / 10) * 10} s ago`
+        : s < 86400
+          ? `${s < 3600 ? duration(s) : `${Math.floor(s / 3600)} h`} ago`
+          : `${Math.floor(s / 86400)} d ago`;
 }

@@ -3,12 +3,18 @@
 import { get, hasKey } from "./api.js";
 import { set, state } from "./store.js";
 
-const SEEN_MS = 1000, HIDDEN_MS = 15000, SLOWEST_MS = 15000;
+const SEEN_MS = 1000,
+    HIDDEN_MS = 15000,
+    SLOWEST_MS = 15000;
 const SAMPLES = 240;
 
 /* When each was last asked for, and after how many milliseconds it is due again. */
 const asked = { status: 0, adapters: 0, projects: 0 };
-let timer = 0, failures = 0, running = false, again = false, seen = "";
+let timer = 0,
+    failures = 0,
+    running = false,
+    again = false,
+    seen = "";
 
 function period(what) {
     const rows = state.adapters ? state.adapters.length : 0;
@@ -31,8 +37,17 @@ function takeStatus(status) {
     const sample = { at, prompt: status.tokens.prompt_per_s, completion: status.tokens.completion_per_s };
     set({ status, samples: [...state.samples.slice(1 - SAMPLES), sample] });
     const c = status.cache;
-    const mark = [c.loads, c.evictions, c.unloads, c.replacements, c.failures, status.memory.n_resident, status.memory.loading].join();
-    if (mark !== seen) { /* something came or went */
+    const mark = [
+        c.loads,
+        c.evictions,
+        c.unloads,
+        c.replacements,
+        c.failures,
+        status.memory.n_resident,
+        status.memory.loading,
+    ].join();
+    if (mark !== seen) {
+        /* something came or went */
         seen = mark;
         asked.adapters = 0;
     }
@@ -60,7 +75,14 @@ async function ask(what) {
 
 function failed(e) {
     if (e.status === 401) {
-        set({ link: "good", key: hasKey() ? "wrong" : "needed", status: null, adapters: null, projects: null, samples: [] });
+        set({
+            link: "good",
+            key: hasKey() ? "wrong" : "needed",
+            status: null,
+            adapters: null,
+            projects: null,
+            samples: [],
+        });
         return;
     }
     failures++;

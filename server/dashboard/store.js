@@ -2,20 +2,21 @@
 import { useEffect, useState } from "./html.js";
 
 export const state = {
-    status: null, /* of /v1/status */
-    adapters: null, /* rows of /v1/lora_adapters; null: not asked yet */
+    status: null /* of /v1/status */,
+    adapters: null /* rows of /v1/lora_adapters; null: not asked yet */,
     projects: null,
-    samples: [], /* { at, prompt, completion }: rates, for the lines */
-    link: "starting", /* "starting", "good", "lost" */
-    lostText: "", lostStatus: 0, /* why: the error, and its HTTP status; 0 = no answer */
-    retryAt: 0, /* ms; when lost */
-    key: null, /* null, "needed", "wrong", "change": which form is shown */
+    samples: [] /* { at, prompt, completion }: rates, for the lines */,
+    link: "starting" /* "starting", "good", "lost" */,
+    lostText: "",
+    lostStatus: 0 /* why: the error, and its HTTP status; 0 = no answer */,
+    retryAt: 0 /* ms; when lost */,
+    key: null /* null, "needed", "wrong", "change": which form is shown */,
     view: "overview",
-    busy: new Map(), /* adapter id: what is being done with it */
-    failed: new Map(), /* adapter id: why the last action on it failed */
-    notes: [], /* { id, text, bad } */
-    said: "", /* for screen readers only */
-    scan: null, /* { lines, done, error, running } */
+    busy: new Map() /* adapter id: what is being done with it */,
+    failed: new Map() /* adapter id: why the last action on it failed */,
+    notes: [] /* { id, text, bad } */,
+    said: "" /* for screen readers only */,
+    scan: null /* { lines, done, error, running } */,
 };
 
 const listeners = new Set();

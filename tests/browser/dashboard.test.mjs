@@ -37,7 +37,10 @@ async function choose(page, pane, id) {
 }
 
 async function answered(page, n) {
-    await until(async () => (await page.locator(".turn.assistant[aria-busy=false] .facts-line .chip").count()) >= n, `${n} answers`);
+    await until(
+        async () => (await page.locator(".turn.assistant[aria-busy=false] .facts-line .chip").count()) >= n,
+        `${n} answers`,
+    );
 }
 
 test("lists adapters, projects and figures", async () => {
@@ -85,7 +88,10 @@ test("loads, pins, reads again, switches and unloads, and says so", async () => 
 test("shows why an action failed", async () => {
     const page = await open(browser, server.url, { allow: /status of 4\d\d/ });
     await page.getByRole("button", { name: "Load elm" }).click();
-    await page.locator(".notes .bad").getByText(/^elm: /).waitFor();
+    await page
+        .locator(".notes .bad")
+        .getByText(/^elm: /)
+        .waitFor();
     await stateIs(page, "elm", "failed");
     await page.getByRole("button", { name: "Add", exact: true }).click();
     await page.getByRole("textbox", { name: "Name" }).fill("oak");
@@ -164,7 +170,11 @@ test("asks two adapters the same, side by side, and shows a fallback", async () 
 test("stops an answer, and shows meanwhile who shares the batch", async () => {
     const page = await open(browser, `${server.url}#chat`);
     /* The tiny base would end at once: this answer goes on until it is stopped. */
-    await page.route("**/v1/chat/completions", (route) => route.continue({ postData: JSON.stringify({ ...route.request().postDataJSON(), ignore_eos: true, max_tokens: 8000 }) }));
+    await page.route("**/v1/chat/completions", (route) =>
+        route.continue({
+            postData: JSON.stringify({ ...route.request().postDataJSON(), ignore_eos: true, max_tokens: 8000 }),
+        }),
+    );
     await page.getByRole("switch", { name: "Side by side" }).check();
     await choose(page, 0, "alder");
     await choose(page, 1, "birch");
@@ -195,7 +205,8 @@ test("keyboard only", async () => {
     await until(() => page.evaluate(() => document.activeElement.id === "filter"), "the filter's focus");
     await page.keyboard.type("cedar");
     await there(page, 1, "tbody tr");
-    const focused = () => page.evaluate(() => document.activeElement.getAttribute("aria-label") || document.activeElement.innerText);
+    const focused = () =>
+        page.evaluate(() => document.activeElement.getAttribute("aria-label") || document.activeElement.innerText);
     const outlined = () => page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
     for (let i = 0; (await focused()) !== "Load cedar"; i++) {
         await press("Tab");
@@ -222,7 +233,14 @@ test("keyboard only", async () => {
 
 test("light and dark", async () => {
     const page = await open(browser, server.url, { colorScheme: "dark" });
-    const brightness = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor.match(/\d+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0) / 3);
+    const brightness = () =>
+        page.evaluate(
+            () =>
+                getComputedStyle(document.body)
+                    .backgroundColor.match(/\d+/g)
+                    .slice(0, 3)
+                    .reduce((a, b) => a + Number(b), 0) / 3,
+        );
     await row(page, "alder").waitFor();
     assert.ok((await brightness()) < 60);
     await page.keyboard.press("t"); /* light */
@@ -303,12 +321,21 @@ test("text of the server is text", async () => {
     /* What the registry would not take as a name, in case anything else ever does. */
     const evil = "<img src=x onerror=hurt()><script>hurt()</script>";
     await page.route("**/v1/lora_adapters", async (route) => {
-        const reply = await route.fetch(), list = await reply.json();
-        list.data.push({ ...list.data[0], id: evil, project: evil, source: evil, generation: evil, error: { code: evil, message: evil } });
+        const reply = await route.fetch(),
+            list = await reply.json();
+        list.data.push({
+            ...list.data[0],
+            id: evil,
+            project: evil,
+            source: evil,
+            generation: evil,
+            error: { code: evil, message: evil },
+        });
         await route.fulfill({ response: reply, json: list });
     });
     await page.route("**/v1/status", async (route) => {
-        const reply = await route.fetch(), status = await reply.json();
+        const reply = await route.fetch(),
+            status = await reply.json();
         status.health = { state: "degraded", reasons: [{ state: "degraded", name: evil, text: evil }] };
         status.slots[0] = { ...status.slots[0], state: "decode", adapter: evil };
         await route.fulfill({ response: reply, json: status });
@@ -322,7 +349,10 @@ test("text of the server is text", async () => {
     await page.locator(".health", { hasText: "<script>" }).waitFor();
     await page.getByRole("button", { name: "Scan folder" }).click();
     await page.locator(".scan li", { hasText: HOSTILE_ID }).waitFor();
-    await page.getByRole("button", { name: "Load birch" }).or(page.getByRole("button", { name: "Unload birch" })).click();
+    await page
+        .getByRole("button", { name: "Load birch" })
+        .or(page.getByRole("button", { name: "Unload birch" }))
+        .click();
     await page.getByRole("link", { name: "Chat" }).click();
     await page.locator(".now .chip", { hasText: "<script>" }).waitFor();
     assert.equal(await page.locator("#app img, #app script").count(), 0);
@@ -332,8 +362,14 @@ test("text of the server is text", async () => {
 test("a thousand adapters stay usable", async () => {
     const page = await open(browser, "about:blank");
     await page.route("**/v1/lora_adapters", async (route) => {
-        const reply = await route.fetch(), list = await reply.json();
-        const data = Array.from({ length: 1000 }, (_, i) => ({ ...list.data[0], id: `tenant-${1000 + i}`, project: `tenant-${1000 + i}`, requests: i }));
+        const reply = await route.fetch(),
+            list = await reply.json();
+        const data = Array.from({ length: 1000 }, (_, i) => ({
+            ...list.data[0],
+            id: `tenant-${1000 + i}`,
+            project: `tenant-${1000 + i}`,
+            requests: i,
+        }));
         await route.fulfill({ response: reply, json: { ...list, data } });
     });
     await page.goto(server.url);
@@ -345,7 +381,10 @@ test("a thousand adapters stay usable", async () => {
     await there(page, 1, "tbody tr");
     await page.getByRole("searchbox").fill("");
     await page.getByRole("button", { name: "Requests", exact: true }).click();
-    await until(async () => (await page.locator("tbody tr").first().getAttribute("data-id")) === "tenant-1999", "the order");
+    await until(
+        async () => (await page.locator("tbody tr").first().getAttribute("data-id")) === "tenant-1999",
+        "the order",
+    );
     await page.getByRole("searchbox").fill("nothing like it");
     await page.getByText("None of the 1,000 adapters fits.").waitFor();
     await page.done();
@@ -364,8 +403,11 @@ test("no adapters yet", async () => {
 });
 
 test("the server goes and comes back", async () => {
-    const own = await new Server().fill().start(), port = own.port;
-    const page = await open(browser, own.url, { allow: /ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE/ });
+    const own = await new Server().fill().start(),
+        port = own.port;
+    const page = await open(browser, own.url, {
+        allow: /ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE/,
+    });
     await row(page, "alder").waitFor();
     assert.equal(await own.stop(), 0);
     await page.getByRole("alert").getByText("Not reachable.").waitFor();
@@ -437,14 +479,20 @@ test("a key is needed: none, a wrong one, the right one", async () => {
     await stateIs(page, "alder", "in memory");
     await page.reload(); /* the tab keeps it */
     await row(page, "alder").waitFor();
-    assert.deepEqual(await page.evaluate(() => [Object.keys(localStorage), Object.keys(sessionStorage)]), [[], ["graft.key"]]);
+    assert.deepEqual(await page.evaluate(() => [Object.keys(localStorage), Object.keys(sessionStorage)]), [
+        [],
+        ["graft.key"],
+    ]);
     await page.getByRole("button", { name: "Key", exact: true }).click();
     await page.getByRole("button", { name: "Forget the key" }).click();
     await page.getByRole("heading", { name: "This server asks for a key" }).waitFor();
     await page.getByLabel(/Remember on this device/).check();
     await giveKey(page, ADMIN);
     await row(page, "alder").waitFor();
-    assert.deepEqual(await page.evaluate(() => [Object.keys(localStorage), Object.keys(sessionStorage)]), [["graft.key"], []]);
+    assert.deepEqual(await page.evaluate(() => [Object.keys(localStorage), Object.keys(sessionStorage)]), [
+        ["graft.key"],
+        [],
+    ]);
     await page.done();
     await own.close();
 });

@@ -1,4 +1,5 @@
-/* The pictures of docs/images/, from the example projects and the demo model under some load. GRAFT_SCREENSHOTS=1 tests/browser/run.sh */
+/* The pictures of docs/images/, from the example projects and the demo model under some load:
+ * GRAFT_SCREENSHOTS=1 tests/browser/run.sh */
 import { cpSync, mkdirSync, readFileSync, truncateSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -8,7 +9,10 @@ import { killAll, ROOT, Server, until } from "./server.mjs";
 
 const IMAGES = join(ROOT, "docs/images");
 const PROJECTS = ["alder", "birch", "cedar"];
-const questions = readFileSync(join(ROOT, "examples/questions.jsonl"), "utf8").trim().split("\n").map((l) => JSON.parse(l).question);
+const questions = readFileSync(join(ROOT, "examples/questions.jsonl"), "utf8")
+    .trim()
+    .split("\n")
+    .map((l) => JSON.parse(l).question);
 
 function fill(server) {
     mkdirSync(server.adapters);
@@ -22,7 +26,12 @@ function fill(server) {
 /* Asks one thing after the other until it is told to stop; more of them at some times than at others. */
 async function ask(server, n, load) {
     for (let i = n; !load.over; i++) {
-        const body = { model: [...PROJECTS, null][n % 4] ?? "SmolLM2-135M-Instruct.Q4_1", messages: [{ role: "user", content: questions[i % questions.length] }], max_tokens: 40 + ((i * 37) % 50), ignore_eos: true };
+        const body = {
+            model: [...PROJECTS, null][n % 4] ?? "SmolLM2-135M-Instruct.Q4_1",
+            messages: [{ role: "user", content: questions[i % questions.length] }],
+            max_tokens: 40 + ((i * 37) % 50),
+            ignore_eos: true,
+        };
         if (n < load.many) {
             await server.ask("POST", "v1/chat/completions", body);
         } else {
@@ -32,7 +41,10 @@ async function ask(server, n, load) {
 }
 
 process.on("exit", killAll); /* whatever happens */
-const server = new Server({ base: process.env.GRAFT_DEMO_MODEL, args: ["-t", "1", "--ctx", "1024", "--memory-limit-mb", "448"] });
+const server = new Server({
+    base: process.env.GRAFT_DEMO_MODEL,
+    args: ["-t", "1", "--ctx", "1024", "--memory-limit-mb", "448"],
+});
 fill(server);
 await server.start();
 const browser = await launch();
@@ -46,13 +58,24 @@ await server.ask("POST", "v1/lora_adapters/dogwood/load");
 /* Some rise and fall for the lines. */
 const workers = Array.from({ length: 6 }, (_, n) => ask(server, n, load));
 const page = await open(browser, server.url, { width: 1280, height: 900, colorScheme: "light" });
-const phone = await open(browser, server.url, { width: 390, height: 844, deviceScaleFactor: 1.5, colorScheme: "light" });
+const phone = await open(browser, server.url, {
+    width: 390,
+    height: 844,
+    deviceScaleFactor: 1.5,
+    colorScheme: "light",
+});
 for (const many of [4, 6, 3, 1, 3, 6, 5]) {
     load.many = many;
     await sleep(9000);
 }
 load.many = 6;
-const busy = (p) => until(async () => (await p.locator(".slot:not(.idle)").count()) >= 5 && (await p.locator(".chips .chip").count()) >= 4, "a full batch", 120);
+const busy = (p) =>
+    until(
+        async () =>
+            (await p.locator(".slot:not(.idle)").count()) >= 5 && (await p.locator(".chips .chip").count()) >= 4,
+        "a full batch",
+        120,
+    );
 await row(page, "alder").waitFor();
 await page.mouse.move(0, 0);
 await busy(page);
@@ -73,11 +96,16 @@ await page.locator(".pane").nth(1).locator("select").selectOption("cedar");
 await page.getByText("Options").click();
 await page.getByLabel("Temperature").fill("0");
 await page.getByText("Options").click();
-const asked = ["Which port does the server listen on?"]; /* one: the example adapters were trained on single questions */
+const asked = [
+    "Which port does the server listen on?",
+]; /* one: the example adapters were trained on single questions */
 for (let i = 0; i < asked.length; i++) {
     await page.getByRole("textbox", { name: "Message", exact: true }).fill(asked[i]);
     await page.keyboard.press("Enter");
-    await until(async () => (await page.locator(".turn.assistant[aria-busy=false] .facts-line .chip").count()) === 2 * (i + 1), "the answers");
+    await until(
+        async () => (await page.locator(".turn.assistant[aria-busy=false] .facts-line .chip").count()) === 2 * (i + 1),
+        "the answers",
+    );
 }
 await until(async () => (await page.locator(".now .chip").count()) >= 2, "chips");
 await shot(page, "dashboard-chat");

@@ -1,6 +1,16 @@
 /* A real `graft serve` on a free port, with adapters of the tiny base (as tests/server/serving.py has it). */
 import { spawn } from "node:child_process";
-import { closeSync, cpSync, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, truncateSync } from "node:fs";
+import {
+    closeSync,
+    cpSync,
+    existsSync,
+    mkdirSync,
+    mkdtempSync,
+    openSync,
+    readFileSync,
+    rmSync,
+    truncateSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -12,7 +22,9 @@ const GOLDEN = join(ROOT, "tests/oracle/golden");
 export const HOSTILE = "<img src=x onerror=hurt()>";
 
 /* Without what is meant for the tests. */
-const surroundings = Object.fromEntries(Object.entries(process.env).filter(([k]) => !/^GRAFT_(?!CONFIG$|REGISTRY$)/.test(k)));
+const surroundings = Object.fromEntries(
+    Object.entries(process.env).filter(([k]) => !/^GRAFT_(?!CONFIG$|REGISTRY$)/.test(k)),
+);
 
 export async function until(condition, what, seconds = 60) {
     const end = Date.now() + seconds * 1000;
@@ -40,7 +52,13 @@ export class Server {
     /* alder, birch and cedar work, elm is cut off, and one comes from a folder with HTML in its name. */
     fill() {
         mkdirSync(this.adapters);
-        for (const [name, golden] of Object.entries({ alder: "plain", birch: "rslora", cedar: "rank16", elm: "plain", [HOSTILE]: "plain" })) {
+        for (const [name, golden] of Object.entries({
+            alder: "plain",
+            birch: "rslora",
+            cedar: "rank16",
+            elm: "plain",
+            [HOSTILE]: "plain",
+        })) {
             cpSync(join(GOLDEN, "adapters/llama", golden), join(this.adapters, name), { recursive: true });
         }
         truncateSync(join(this.adapters, "elm/adapter_model.safetensors"), 300);
@@ -60,14 +78,37 @@ export class Server {
         const portFile = join(this.folder, "port");
         rmSync(portFile, { force: true });
         const log = openSync(join(this.folder, "log"), "a");
-        const args = ["serve", "-m", this.base, "-t", 1, "--port", port, "--port-file", portFile, "--registry", join(this.folder, "registry.db"), "--adapters", this.adapters, ...this.args];
-        this.process = spawn(process.env.GRAFT_BIN, args.map(String), { stdio: ["ignore", log, log], env: { ...surroundings, ...this.env } });
+        const args = [
+            "serve",
+            "-m",
+            this.base,
+            "-t",
+            1,
+            "--port",
+            port,
+            "--port-file",
+            portFile,
+            "--registry",
+            join(this.folder, "registry.db"),
+            "--adapters",
+            this.adapters,
+            ...this.args,
+        ];
+        this.process = spawn(process.env.GRAFT_BIN, args.map(String), {
+            stdio: ["ignore", log, log],
+            env: { ...surroundings, ...this.env },
+        });
         closeSync(log);
         const own = this.process; /* another one after a restart */
         running.add(own);
         own.on("exit", () => running.delete(own));
         this.ended = new Promise((resolve) => this.process.on("exit", resolve));
-        await until(() => (existsSync(portFile) && readFileSync(portFile, "utf8").endsWith("\n")) || this.process.exitCode !== null, "the server's start");
+        await until(
+            () =>
+                (existsSync(portFile) && readFileSync(portFile, "utf8").endsWith("\n")) ||
+                this.process.exitCode !== null,
+            "the server's start",
+        );
         if (this.process.exitCode !== null) {
             throw new Error(this.log());
         }
@@ -81,7 +122,10 @@ export class Server {
     }
 
     async ask(method, path, body, key) {
-        const headers = { ...(body && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) };
+        const headers = {
+            ...(body && { "Content-Type": "application/json" }),
+            ...(key && { Authorization: `Bearer ${key}` }),
+        };
         const reply = await fetch(this.url + path, { method, headers, body: body && JSON.stringify(body) });
         const text = await reply.text();
         return { status: reply.status, text, json: () => JSON.parse(text) };
