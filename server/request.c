@@ -121,7 +121,7 @@ static const range ranges[] = {
     {"max_tokens", 1, 2147483647, true},  {"max_completion_tokens", 1, 2147483647, true},
     {"n", 1, 64, true},                   {"best_of", 1, 64, true},
     {"num_predict", -2147483648.0, 2147483647, true}, {"dimensions", 1, 2147483647, true},
-    {"seed", -9007199254740992.0, 9007199254740992.0, true},
+    {"seed", -9007199254740991.0, 9007199254740991.0, true},
     {"top_logprobs", 0, 20, true},        {"logprobs", 0, 20, true},
 };
 
