@@ -202,8 +202,13 @@ function Scan({ scan: s }) {
           ["added", "known", "broken", "refused", "skipped"].map((what) => `${count(s.done[what])} ${what}`).join(", ")
         : `${count(s.n)} looked at`;
     return html`<section class="scan" aria-label="Scan of the adapters' folder" aria-busy=${s.running ? "true" : "false"}>
-        <div class="head"><p>${s.running ? html`<span class="spinner"
-            aria-hidden="true" /> Scanning: ${told}` : s.error ? html`<span class="why">Scan: ${s.error}</span>` : `Scanned: ${told}`}${s.done && !s.done.complete ? ". Not all of it could be read." : ""}</p>
+        <div class="head"><p>${
+            s.running
+                ? html`<span class="spinner" aria-hidden="true" /> Scanning: ${told}`
+                : s.error
+                  ? html`<span class="why">Scan: ${s.error}</span>`
+                  : `Scanned: ${told}`
+        }${s.done && !s.done.complete ? ". Not all of it could be read." : ""}</p>
             <${IconButton} icon="close" label=${s.running ? "Stop the scan" : "Close the scan's result"}
                 onClick=${closeScan} /></div>
         ${s.lines.length > 0 && html`<ol tabindex="0" aria-label="What was found">${[...s.lines].reverse().map(line)}</ol>`}

@@ -147,8 +147,10 @@ function sharers(slots) {
 export function Sharers({ slots }) {
     const found = sharers(slots);
     return html`<ul class="chips" aria-label="Adapters that answer now">
-        ${found.length ? found.map((f) => html`<li key=${f.name}
-            class="chip ${f.colour}">${f.name}${f.n > 1 && html` <b>× ${f.n}</b>`}</li>`) : html`<li class="muted">nothing is being answered</li>`}
+        ${found.map(
+            (f) => html`<li key=${f.name} class="chip ${f.colour}">${f.name}${f.n > 1 && html` <b>× ${f.n}</b>`}</li>`,
+        )}
+        ${!found.length && html`<li class="muted">nothing is being answered</li>`}
     </ul>`;
 }
 
@@ -159,7 +161,8 @@ function Batch({ status }) {
         <div class="head"><h2 id="batch-title">Batch</h2>
             <p class="aside">${
                 busy
-                    ? html`${counted(batch.rows, "row")}, ${counted(batch.adapters, "adapter")} <span class="muted">in the last step</span>`
+                    ? html`${counted(batch.rows, "row")}, ${counted(batch.adapters, "adapter")}${" "}
+                          <span class="muted">in the last step</span>`
                     : html`<span class="muted">${count(slots.length)} slots, idle</span>`}</p></div>
         <ol class="slots ${slots.length > 16 ? "many" : ""}">${slots.map((s) => html`<${Slot} key=${s.id} slot=${s} />`)}</ol>
         <${Sharers} slots=${slots} />
