@@ -303,10 +303,25 @@ static size_t at_once(const srv_request *r) {
     return r->n_requests < JOBS_AT_ONCE ? r->n_requests : JOBS_AT_ONCE;
 }
 
+/* Answers of this request's adapter that are under way. */
+static size_t under_way(const server *s, const srv_request *r) {
+    size_t n = 0;
+    for (const srv_answer *a = s->answers; a; a = a->next) {
+        n += strcmp(a->r->adapter, r->adapter) == 0 ? a->left : 0;
+    }
+    return n;
+}
+
+/* When all places are taken, a quarter more is kept for adapters with little under way: a flood for one does not shut out others. */
+static bool has_room(const server *s, const srv_request *r) {
+    size_t n = (size_t)s->relay.n + at_once(r), most = (size_t)s->model.slots + (size_t)s->o.limits.queue;
+    return n <= most || (n <= most + most / 4 && under_way(s, r) + at_once(r) <= (size_t)s->model.slots);
+}
+
 static bool admit(server *s, const srv_request *r, srv_fault *f) {
     if (s->drain_until) {
         srv_fault_set(f, 503, "shutting_down", NULL, "the server is shutting down");
-    } else if ((size_t)s->relay.n + at_once(r) > (size_t)s->model.slots + (size_t)s->o.limits.queue) {
+    } else if (!has_room(s, r)) {
         srv_fault_set(f, 429, "queue_full", NULL, "%d answers are under way or waiting; at most %d may", s->relay.n,
                       s->model.slots + s->o.limits.queue);
     } else {

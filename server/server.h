@@ -17,7 +17,8 @@ typedef struct server_limits {
     int request_ms;       /* a request must come in within this and a second for each 16 KiB (10000) */
     int idle_ms;          /* a connection without a request is closed (75000) */
     int write_ms;         /* a client that reads nothing of what waits for it is cut off (30000) */
-    int queue;            /* answers that wait for a slot; more are refused with 429 (256) */
+    int queue;            /* answers that wait for a slot; more are refused with 429, but for a quarter more that is kept for
+                             adapters with no more under way than there are slots (256) */
     int deadline_ms;      /* most time for one request, 0 = no limit (600000) */
     int ping_ms;          /* a stream that has been silent for so long gets a comment (15000) */
     int drain_ms;         /* after SIGTERM answers may go on for this long (30000) */

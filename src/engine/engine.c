@@ -9,6 +9,7 @@
 #include "scheduler.h"
 #include "sequence.h"
 #include "slot_board.h"
+#include "turns.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -38,6 +39,7 @@ struct gr_engine {
     uint64_t admitted, left, step;
     gr_sharing sharing;
     gr_draw draw;
+    gr_turns turns;         /* who gets the next free slot */
     gr_slot_board *board;   /* the slots, for other threads to look at */
     uint64_t cached;        /* tokens, since the last step */
     gr_span *spans;         /* [slots] */
@@ -250,6 +252,61 @@ static bool is_for_slots(const gr_engine *e, const graft_job *job) {
     return may_run(job) && !(job->spec.probe && e->options.probe_slot);
 }
 
+/* Requests with one key take turns with others: the same adapters by name, or the same handles; the base alone is 0. */
+static uint64_t turn_key(const graft_job *job) {
+    uint64_t key = job->supply ? gr_supply_key(job->supply) : 0;
+    for (int i = 0; !job->supply && i < job->spec.adapters.n; i++) {
+        key = (key + (uintptr_t)job->spec.adapters.adapters[i]) * UINT64_C(0x9e3779b97f4a7c15);
+    }
+    return key;
+}
+
+/* Takes the job whose turn it is out of the queue, or NULL. Looks at a bounded part of the queue. Under the mutex. */
+static graft_job *take_turn(gr_engine *e) {
+    graft_job **best = NULL, *before_best = NULL, *before = NULL;
+    uint64_t least = UINT64_MAX, seen = UINT64_MAX;
+    int looked = 0;
+    for (graft_job **at = &e->first; *at && least > 0 && looked < LOOK_AHEAD; before = *at, at = &(*at)->next) {
+        if (!is_for_slots(e, *at)) {
+            continue;
+        }
+        looked++;
+        uint64_t key = turn_key(*at);
+        uint64_t rank = best && key == seen ? UINT64_MAX : gr_turns_rank(&e->turns, key); /* runs of one key are common */
+        seen = key;
+        if (rank < least) {
+            least = rank;
+            best = at;
+            before_best = before;
+        }
+    }
+    if (!best) {
+        return NULL;
+    }
+    graft_job *job = *best;
+    *best = job->next;
+    job->next = NULL;
+    e->last = e->last == job ? before_best : e->last;
+    e->n_waiting--;
+    gr_turns_began(&e->turns, turn_key(job));
+    return job;
+}
+
+/* At most `most` jobs, as a list. Under the mutex. */
+static graft_job *take_by_turns(gr_engine *e, int most) {
+    graft_job *taken = NULL, **end = &taken;
+    gr_turns_look(&e->turns);
+    for (int i = 0; i < e->options.slots; i++) {
+        if (e->slots[i].job) {
+            gr_turns_running(&e->turns, turn_key(e->slots[i].job));
+        }
+    }
+    while (most-- > 0 && (*end = take_turn(e)) != NULL) {
+        end = &(*end)->next;
+    }
+    return taken;
+}
+
 static bool is_for_probing(const gr_engine *e, const graft_job *job) {
     return may_run(job) && job->spec.probe && e->options.probe_slot;
 }
@@ -261,7 +318,7 @@ static int take_runnable(gr_engine *e, graft_job **jobs, graft_job **probe) {
         free_slots += !e->slots[i].job;
     }
     bool probe_free = e->n_slots > e->options.slots && !e->slots[e->options.slots].job;
-    *jobs = take(e, is_for_slots, free_slots);
+    *jobs = take_by_turns(e, free_slots);
     *probe = probe_free ? take(e, is_for_probing, 1) : NULL;
     for (const graft_job *job = *jobs; job; job = job->next) {
         n++;

@@ -925,9 +925,12 @@ class Admission(Case):
         for s in busy:
             s.sendall(request_bytes(LONG))
         wait_until(lambda: self.server.metric("answers_running") == 4, "four to run or wait")
-        reply = self.bad(429, "queue_full", "POST", COMPLETIONS, {"prompt": "a"})
+        reply = self.bad(429, "queue_full", "POST", COMPLETIONS, {"model": "alder", "prompt": "a"})
         self.assertGreater(int(reply.headers["Retry-After"]), 0)
         self.assertEqual(reply.json["error"]["type"], "rate_limit_error")
+        # A place is kept for who asks for little; it is one.
+        answer = in_threads([lambda: self.server.post(COMPLETIONS, {"model": "birch", "prompt": "a", "max_tokens": 1})] * 3)
+        self.assertEqual([r.status for r in answer].count(429), 2)  # the third waits for a slot, perhaps until its deadline
         for s in busy:
             s.close()
         self.settled()
@@ -939,6 +942,24 @@ class Admission(Case):
         self.bad(504, "deadline", "POST", COMPLETIONS, body)
         events = self.good("POST", COMPLETIONS, LONG).events
         self.assertEqual(json.loads(events[-1])["error"]["code"], "deadline")
+        self.settled()
+
+
+class Fairness(Case):
+    args = ["--ctx", "4096", "--slots", "2"]
+
+    def test_a_flood_does_not_keep_others_waiting(self):
+        body = {**LONG, "max_tokens": 2000}
+        flood = [self.server.socket() for _ in range(24)]
+        for s in flood:
+            s.sendall(request_bytes(body))
+        wait_until(lambda: self.server.metric("answers_running") == 24, "the flood")
+        before = self.server.metric("answers_total")
+        self.complete(model="birch", max_tokens=1)
+        # One of the flood's had to end for it; by its own place in the queue 24 would have had to.
+        self.assertLess(self.server.metric("answers_total") - before, 12)
+        for s in flood:
+            s.close()
         self.settled()
 
 
