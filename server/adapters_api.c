@@ -264,7 +264,16 @@ static bool resolve(change *c) {
         set(c, 403, "PermissionDenied", "outside_root", "adapters are not loaded by path here: the server was started without a folder for them");
         return false;
     }
-    if (!realpath(c->path, found)) {
+    if (c->path[0] != '/') { /* as the registry has it: a relative path begins at the folder */
+        char whole[PATH_MAX];
+        if ((size_t)snprintf(whole, sizeof whole, "%s/%s", c->s->root, c->path) >= sizeof whole) {
+            set(c, 404, "NotFoundError", "adapter_file_missing", "No adapter found for %s", c->text);
+            return false;
+        }
+        gr_free(c->path);
+        c->path = gr_strdup(whole);
+    }
+    if (!c->path || !realpath(c->path, found)) {
         set(c, 404, "NotFoundError", "adapter_file_missing", "No adapter found for %s", c->text);
         return false;
     }
@@ -341,6 +350,10 @@ static void after_switch(change *c) {
 static void act_load(change *c) {
     graft_error err = {0};
     if (!resolve(c)) {
+        return;
+    }
+    if (strcmp(c->name.project, c->s->base_id) == 0) { /* `model` would stand for two things */
+        set(c, 400, "InvalidUserInput", "bad_name", "'%s' is what the base is called here", c->text);
         return;
     }
     graft_registered_list *list = look(c);
@@ -638,7 +651,7 @@ static const graft_loaded *in_memory(const graft_loaded_list *list, const graft_
     return found;
 }
 
-static void write_row(srv_writer *w, const graft_registered *a, const graft_loaded *l, size_t index) {
+static void write_row(srv_writer *w, const graft_registered *a, const graft_loaded *l, size_t index, bool paths) {
     char id[SRV_ID_SIZE];
     srv_open(w, '{');
     srv_put_string(w, "id", srv_name_id(id, a->project, a->adapter));
@@ -646,7 +659,7 @@ static void write_row(srv_writer *w, const graft_registered *a, const graft_load
     srv_put_integer(w, "index", (int64_t)index);
     srv_put_string(w, "project", a->project);
     srv_put_string(w, "adapter", a->adapter);
-    srv_put_string(w, "source", a->path);
+    put_known(w, "source", paths ? a->path : ""); /* where things lie is the admin's business */
     put_known(w, "generation", a->generation);
     put_known(w, "format", a->format);
     srv_put_integer(w, "rank", a->rank);
@@ -682,7 +695,7 @@ static void write_adapters(srv_writer *w, const srv_exchange *x) {
     size_t index = 0; /* among those that the key may see: the others' number is not its business */
     for (size_t i = 0; all && i < all->n; i++) {
         if (srv_may(x, all->items[i].project)) {
-            write_row(w, &all->items[i], in_memory(loaded, &all->items[i]), index++);
+            write_row(w, &all->items[i], in_memory(loaded, &all->items[i]), index++, x->admin);
         }
     }
     graft_registered_list_free(all);

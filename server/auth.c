@@ -46,7 +46,7 @@ int server_check(server *s, graft_registry *registry, graft_error *err) {
 }
 
 /* Also where the last key went while the address is everybody's: then nobody is let in, rather than everybody. */
-static bool asks(const server *s) {
+bool srv_auth_asks(const server *s) {
     return s->o.key || graft_registry_key_count(s->registry) || !srv_auth_may_be_open(s);
 }
 
@@ -93,7 +93,7 @@ static int identify(srv_exchange *x, const char *key, graft_error *err) {
 }
 
 bool srv_auth_check(srv_exchange *x) {
-    if (!asks(x->s)) {
+    if (!srv_auth_asks(x->s)) {
         if (is_our_host(x)) {
             x->admin = true;
             return true;

@@ -12,6 +12,8 @@
 int srv_auth_init(server *s, graft_error *err);
 /* Whether the address may be served without asking for keys. */
 bool srv_auth_may_be_open(const server *s);
+/* Whether a key is asked for at all. */
+bool srv_auth_asks(const server *s);
 /* Sets x->admin and x->key. False if the request was refused; it is answered then. */
 bool srv_auth_check(srv_exchange *x);
 /* Whether the request may use, list and see this project's adapters. Others do not exist for it: 404, not 403. The base is

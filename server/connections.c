@@ -49,6 +49,7 @@ static void output_changed(struct evbuffer *b, const struct evbuffer_cb_info *in
     srv_connection *n = user;
     if (evbuffer_get_length(b) == 0) {
         n->stuck_since = 0;
+        n->idle_since = gr_now_us(); /* not before the last reply was read */
     } else if (info->n_deleted || n->stuck_since == 0) {
         n->stuck_since = gr_now_us();
     }
@@ -56,8 +57,8 @@ static void output_changed(struct evbuffer *b, const struct evbuffer_cb_info *in
 
 struct bufferevent *srv_connections_new(struct event_base *base, void *connections) {
     srv_connections *c = connections;
-    /* Without BEV_OPT_CLOSE_ON_FREE: libevent then closes the socket itself, though we still have a reference. */
-    struct bufferevent *bev = c->tls ? srv_tls_bufferevent(c->tls, base) : bufferevent_socket_new(base, -1, 0);
+    struct bufferevent *bev =
+        c->tls ? srv_tls_bufferevent(c->tls, base) : bufferevent_socket_new(base, -1, BEV_OPT_CLOSE_ON_FREE);
     srv_connection *n = bev ? gr_zalloc(sizeof *n) : NULL;
     if (!n) {
         return bev; /* NULL makes libevent try; without an entry only its own timeouts guard the connection */
@@ -85,9 +86,7 @@ static void forget(srv_connections *c, srv_connection *n) {
     HASH_DEL(c->table, n);
     evbuffer_remove_cb(bufferevent_get_input(n->bev), input_changed, n);
     evbuffer_remove_cb(bufferevent_get_output(n->bev), output_changed, n);
-    struct ssl_st *ssl = srv_tls_of(n->bev);
-    bufferevent_decref(n->bev);
-    srv_tls_free(ssl);
+    bufferevent_decref(n->bev); /* the last: closes the socket */
     gr_free(n);
     c->n--;
 }
@@ -135,8 +134,8 @@ static bool is_over(const srv_connection *n) {
 }
 
 static bool is_late(const server_limits *l, const srv_connection *n, int64_t now) {
-    if (n->stuck_since && now - n->stuck_since > (int64_t)l->write_ms * 1000) {
-        return true;
+    if (n->stuck_since) {
+        return now - n->stuck_since > (int64_t)l->write_ms * 1000;
     }
     if (n->busy) {
         return false;
@@ -172,8 +171,17 @@ void srv_connections_tick(srv_connections *c) {
 void srv_connections_close_idle(srv_connections *c) {
     srv_connection *n, *next;
     HASH_ITER(hh, c->table, n, next) {
-        if (!n->busy && !is_over(n)) {
+        if (!n->busy && !n->stuck_since && !is_over(n)) {
             cut(n);
         }
     }
+}
+
+bool srv_connections_unread(const srv_connections *c) {
+    for (const srv_connection *n = c->table; n; n = n->hh.next) {
+        if (n->stuck_since && !is_over(n)) {
+            return true;
+        }
+    }
+    return false;
 }

@@ -4,7 +4,9 @@
  * or has unread output, and a tick of the server compares them with the limits.
  *
  * libevent does not tell when it closes a connection that no request is on. The table therefore keeps a reference to each
- * bufferevent: libevent closes the socket itself and takes its callbacks away, by which the tick knows that the rest can go.
+ * bufferevent: libevent tells the client (shutdown) and takes its callbacks away, by which the tick knows that the rest can go. The
+ * socket must not be closed before (BEV_OPT_CLOSE_ON_FREE): its number would be the next client's, while this bufferevent, which goes
+ * on reading, would take that client's bytes.
  */
 #ifndef SRV_CONNECTIONS_H
 #define SRV_CONNECTIONS_H
@@ -39,7 +41,9 @@ void srv_connections_busy(srv_connections *c, struct bufferevent *bev, bool busy
 
 /* Cuts off who is over a limit; several times a second. */
 void srv_connections_tick(srv_connections *c);
-/* Closes connections that no request is on. */
+/* Closes connections that no request is on and whose last reply was read. */
 void srv_connections_close_idle(srv_connections *c);
+/* Whether any client has yet to read what was sent. */
+bool srv_connections_unread(const srv_connections *c);
 
 #endif

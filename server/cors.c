@@ -27,6 +27,20 @@ static const char *allowed(const srv_exchange *x) {
     return strcmp(list, "*") == 0 ? "*" : is_listed(list, origin) ? origin : NULL;
 }
 
+/* Whether the origin is this server itself, as the client calls it. */
+static bool is_ours(const srv_exchange *x, const char *origin) {
+    const char *host = srv_request_header(x, "Host"), *name = strstr(origin, "://");
+    return host && name && evutil_ascii_strcasecmp(name + 3, host) == 0;
+}
+
+bool srv_cors_is_stranger(const srv_exchange *x) {
+    const char *origin = srv_request_header(x, "Origin"), *site = srv_request_header(x, "Sec-Fetch-Site");
+    if (origin) {
+        return !is_ours(x, origin) && !allowed(x);
+    }
+    return site && strcmp(site, "same-origin") != 0 && strcmp(site, "none") != 0;
+}
+
 void srv_cors_headers(srv_exchange *x) {
     const char *origin = allowed(x);
     if (x->s->o.cors) {

@@ -121,25 +121,23 @@ static bool put_array(conversion *c, gr_buffer *b, json_t *schema, int depth) {
     return true;
 }
 
-static bool is_required(json_t *schema, const char *key) {
-    json_t *list = json_object_get(schema, "required");
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        if (json_is_string(json_array_get(list, i)) && strcmp(json_string_value(json_array_get(list, i)), key) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static bool check_required(conversion *c, json_t *schema) {
+/* The names in `required` as an object's keys, so that looking one up costs nothing; NULL with the fault set. */
+static json_t *take_required(conversion *c, json_t *schema) {
     json_t *list = json_object_get(schema, "required"), *properties = json_object_get(schema, "properties");
-    for (size_t i = 0; i < json_array_size(list); i++) {
+    json_t *set = json_object();
+    for (size_t i = 0; set && i < json_array_size(list); i++) {
         const char *key = json_string_value(json_array_get(list, i));
-        if (!key || !json_object_get(properties, key)) {
-            return refuse(c, "required", "names what is not among the properties");
+        bool known = key && json_object_get(properties, key);
+        if (!known || json_object_get(set, key) || json_object_set_new(set, key, json_true()) != 0) {
+            refuse(c, "required", known ? "names one twice" : "names what is not among the properties");
+            json_decref(set);
+            return NULL;
         }
     }
-    return true;
+    if (!set) {
+        refuse(c, "required", "is too large");
+    }
+    return set;
 }
 
 static void put_property(gr_buffer *out, int rule, int i, int n, const char *pair, bool required) {
@@ -156,20 +154,20 @@ static void put_property(gr_buffer *out, int rule, int i, int n, const char *pai
  * Commas stand between properties that are there, and optional ones may not be: two rules for each position, rN-i while nothing was
  * written yet and rN-i-c after something was.
  */
-static bool put_properties(conversion *c, json_t *schema, int rule, int depth) {
+static bool put_properties(conversion *c, json_t *schema, json_t *required, int rule, int depth) {
     json_t *properties = json_object_get(schema, "properties"), *value;
     const char *key;
     int i = 0, n = (int)json_object_size(properties);
     json_object_foreach(properties, key, value) {
         int id = convert(c, value, depth);
-        bool required = is_required(schema, key), good = id >= 0;
+        bool good = id >= 0;
         gr_buffer pair;
         json_t *name = json_string(key);
         gr_buffer_init(&pair, BYTES);
         good = good && name && put_literal(c, &pair, name);
         gr_buffer_printf(&pair, " ws \":\" ws r%d", id);
         if (good) {
-            put_property(c->out, rule, i, n, pair.data, required);
+            put_property(c->out, rule, i, n, pair.data, json_object_get(required, key) != NULL);
         }
         good = good && !pair.failed;
         gr_buffer_finish(&pair);
@@ -184,12 +182,19 @@ static bool put_properties(conversion *c, json_t *schema, int rule, int depth) {
 
 static bool put_object(conversion *c, gr_buffer *b, json_t *schema, int rule, int depth) {
     json_t *properties = json_object_get(schema, "properties"), *more = json_object_get(schema, "additionalProperties");
-    if ((properties && !json_is_object(properties)) || !check_required(c, schema)) {
-        return c->f->status ? false : refuse(c, "properties", "must be an object");
+    if (properties && !json_is_object(properties)) {
+        return refuse(c, "properties", "must be an object");
     }
-    if (json_object_size(properties) > 0) {
+    json_t *required = take_required(c, schema);
+    if (required && json_object_size(properties) > 0) {
         gr_buffer_printf(b, "\"{\" ws r%d-0 \"}\" ws", rule);
-        return put_properties(c, schema, rule, depth);
+        bool good = put_properties(c, schema, required, rule, depth);
+        json_decref(required);
+        return good;
+    }
+    json_decref(required);
+    if (!required) {
+        return false;
     }
     if (json_is_false(more)) {
         gr_buffer_puts(b, "\"{\" ws \"}\" ws");
@@ -345,12 +350,16 @@ static bool put_schema(conversion *c, gr_buffer *b, json_t *schema, int rule, in
 static int convert(conversion *c, json_t *schema, int depth) {
     int rule = c->n_rules++;
     gr_buffer body;
+    if (c->out->length > BYTES || c->out->failed) {
+        refuse(c, "schema", "is too large");
+        return -1;
+    }
     if (json_is_true(schema)) {
         gr_buffer_printf(c->out, "r%d ::= value\n", rule);
         return rule;
     }
-    if (!json_is_object(schema) || depth >= DEPTH || c->out->length > BYTES) {
-        refuse(c, "schema", json_is_object(schema) ? "is too large or too deep" : "holds what is no schema");
+    if (!json_is_object(schema) || depth >= DEPTH) {
+        refuse(c, "schema", json_is_object(schema) ? "is too deep" : "holds what is no schema");
         return -1;
     }
     if (!check_keys(c, schema)) {

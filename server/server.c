@@ -219,12 +219,13 @@ static void end_if_drained(server *s) {
     if (!s->drain_until) {
         return;
     }
-    if (s->n_exchanges > 0 && gr_now_us() >= s->drain_until) {
+    bool over = gr_now_us() >= s->drain_until;
+    if (s->n_exchanges > 0 && over) {
         srv_relay_cancel_all(&s->relay);
         srv_changes_give_up(s);
         return; /* the next tick looks again: replies must still go out */
     }
-    if (s->n_exchanges == 0 && s->relay.n == 0) {
+    if (s->n_exchanges == 0 && s->relay.n == 0 && (over || !srv_connections_unread(&s->connections))) {
         event_base_loopbreak(s->loop.base);
     }
 }

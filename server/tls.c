@@ -109,7 +109,7 @@ int srv_tls_reload(srv_tls *t, graft_error *err) {
 
 struct bufferevent *srv_tls_bufferevent(srv_tls *t, struct event_base *base) {
     SSL *ssl = SSL_new(t->context);
-    struct bufferevent *bev = ssl ? bufferevent_openssl_socket_new(base, -1, ssl, BUFFEREVENT_SSL_ACCEPTING, 0) : NULL;
+    struct bufferevent *bev = ssl ? bufferevent_openssl_socket_new(base, -1, ssl, BUFFEREVENT_SSL_ACCEPTING, BEV_OPT_CLOSE_ON_FREE) : NULL;
     if (!bev) {
         SSL_free(ssl);
         ERR_clear_error();
@@ -117,12 +117,4 @@ struct bufferevent *srv_tls_bufferevent(srv_tls *t, struct event_base *base) {
     }
     bufferevent_openssl_set_allow_dirty_shutdown(bev, 1); /* many clients just close */
     return bev;
-}
-
-struct ssl_st *srv_tls_of(struct bufferevent *bev) {
-    return bufferevent_openssl_get_ssl(bev);
-}
-
-void srv_tls_free(struct ssl_st *ssl) {
-    SSL_free(ssl);
 }

@@ -1,9 +1,4 @@
-/*
- * TLS: a certificate and its key from PEM files. Loop thread only.
- *
- * Without BEV_OPT_CLOSE_ON_FREE (see connections.h) a bufferevent does not free its SSL object: srv_tls_free does, once the
- * bufferevent is gone.
- */
+/* TLS: a certificate and its key from PEM files. Loop thread only. */
 #ifndef SRV_TLS_H
 #define SRV_TLS_H
 
@@ -11,7 +6,6 @@
 
 struct bufferevent;
 struct event_base;
-struct ssl_st;
 typedef struct srv_tls srv_tls;
 
 /* Reads both files. Errors: NOT_READABLE (which file, and what OpenSSL says: also a key that is not the certificate's, or has a
@@ -21,10 +15,6 @@ void srv_tls_close(srv_tls *t);
 /* Reads the files again for connections from now on. On an error those before stay. */
 int srv_tls_reload(srv_tls *t, graft_error *err);
 
-/* A bufferevent that accepts TLS; NULL if memory is out. */
+/* A bufferevent that accepts TLS, with BEV_OPT_CLOSE_ON_FREE; NULL if memory is out. */
 struct bufferevent *srv_tls_bufferevent(srv_tls *t, struct event_base *base);
-/* The SSL object of a bufferevent, to be freed after it; NULL for one without TLS. */
-struct ssl_st *srv_tls_of(struct bufferevent *bev);
-void srv_tls_free(struct ssl_st *ssl);
-
 #endif

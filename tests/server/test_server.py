@@ -5,6 +5,7 @@ GRAFT_BIN names the binary (required). The base is the tiny one of tests/oracle/
 """
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -295,6 +296,19 @@ class Schemas(Case):
         body = {"response_format": {"type": "json_schema", "json_schema": {"schema": tree}}, "max_tokens": 30, "temperature": 8}
         self.assertRegex(self.complete(**body)["choices"][0]["text"], r"\A[\[\]\s]+\Z")
 
+    def test_work_is_bounded(self):
+        """A schema that is small and would take minutes: names that are required again and again."""
+        properties = {f"p{i}": True for i in range(3000)}
+        for required in [["p0"] * 300000, ["p0", "p0"]]:
+            reply = self.server.post(COMPLETIONS, {"prompt": "a", "max_tokens": 1, "response_format": {"type": "json_schema", "json_schema": {
+                "name": "x", "schema": {"type": "object", "properties": properties, "required": required}}}})
+            self.assertEqual(reply.status, 400)
+            self.assertIn("names one twice", reply.json["error"]["message"])
+        reply = self.server.post(COMPLETIONS, {"prompt": "a", "max_tokens": 1, "response_format": {"type": "json_schema", "json_schema": {
+            "name": "x", "schema": {"type": "object", "properties": {f"p{i}": True for i in range(100000)}}}}})
+        self.assertEqual(reply.status, 400)
+        self.assertIn("too large", reply.json["error"]["message"])
+
     def test_refused(self):
         deep = {"type": "boolean"}
         for _ in range(50):
@@ -443,6 +457,17 @@ class Management(Case):
             self.assertIn(self.server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(self.server.adapters / "alder")}).status, [400],
                           name)
             self.unload(name, 404)
+
+    def test_relative_paths_begin_at_the_folder(self):
+        self.place("plain", "relative")
+        self.load("relative", "relative")
+        self.unload("relative", unregister=True)
+        self.load("relative", "../relative", 404)
+
+    def test_the_bases_name(self):
+        path = self.place("plain", "as-base")
+        self.load("llama", path, 400)
+        self.assertIsNone(self.row("llama"))
 
     def test_paths(self):
         self.load("gone", self.server.adapters / "nothing", 404)
@@ -698,6 +723,17 @@ class Http(Case):
                 self.assertNotIn(b'"status"', replies, method)
                 self.assertLessEqual(replies.count(b"HTTP/1.1 "), 2, method)
 
+    def test_one_connection_after_the_other(self):
+        """A descriptor's number is soon another connection's: its bytes must be its own."""
+        body = {"model": "alder", "prompt": "a", "max_tokens": 1, "user": "x" * 30000}
+        request = request_bytes(body, extra="Connection: close\r\n")
+        for _ in range(60):
+            with self.server.socket() as s:
+                for i in range(0, len(request), 5000):
+                    s.sendall(request[i:i + 5000])
+                    time.sleep(0.001)
+                self.assertEqual(read_all(s).split()[1], b"200")
+
     def test_ambiguous_lengths(self):
         head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         for lengths in [b"Content-Length: 2\r\nContent-Length: 3\r\n", b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
@@ -828,6 +864,19 @@ class Slow(Case):
         tokens = sum(len(json.loads(e[6:])["choices"][0]["logprobs"]["tokens"]) for e in events if json.loads(e[6:])["choices"][0]["logprobs"])
         self.assertEqual(tokens, 6000)
         self.assertIn(b"[DONE]", seen)
+
+    def test_long_reading_is_not_idling(self):
+        server = Server("--idle-ms", 500)
+        self.addCleanup(server.close)
+        with server.socket(receive=4096) as s:
+            s.sendall(request_bytes({"content": "a " * 200000, "with_pieces": True}, "/tokenize", "Connection: close\r\n"))
+            seen = b""
+            for _ in range(20):  # longer than idle_ms
+                seen += s.recv(65536)
+                time.sleep(0.05)
+            seen += read_all(s)
+        head, body = seen.split(b"\r\n\r\n", 1)
+        self.assertEqual(len(body), int(re.search(rb"Content-Length: (\d+)", head)[1]))
 
     def test_slowloris(self):
         head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
@@ -1044,6 +1093,21 @@ class Starting(unittest.TestCase):
 
 
 class Stopping(unittest.TestCase):
+    def test_replies_are_read_to_their_end(self):
+        """What was sent before the signal, and the client has not read yet."""
+        server = self.start()
+        with server.socket(receive=4096) as s:
+            s.sendall(request_bytes({"content": "a " * 200000, "with_pieces": True}, "/tokenize"))
+            seen = s.recv(1000)  # it has begun
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            seen += read_all(s)
+        head, body = seen.split(b"\r\n\r\n", 1)
+        length = int(re.search(rb"Content-Length: (\d+)", head)[1])
+        self.assertGreater(length, 4 << 20)
+        self.assertEqual(len(body), length)
+        self.assertEqual(server.process.wait(TIMEOUT), 0, server.log())
+
     def start(self, *args):
         server = Server(*LONG_ARGS, *args)
         self.addCleanup(server.close)

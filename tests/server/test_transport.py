@@ -186,6 +186,39 @@ class Origins(Case):
             server.close()
 
 
+class Strangers(Case):
+    """Without a key any page that a browser has open could ask: what could change something is refused to it."""
+    calls = [("POST", "/v1/lora_adapters/alder/load", None), ("POST", "/v1/lora_adapters/scan", None), ("POST", "/v1/lora_adapters/alder/pin", None),
+             ("POST", "/v1/lora_adapters/alder/unpin", None), ("POST", "/v1/lora_adapters/alder/unload", None),
+             ("POST", "/v1/completions", {"prompt": "a", "max_tokens": 1})]
+
+    def test_refused(self):
+        for headers in [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Origin": "http://localhost:1"}, {"Sec-Fetch-Site": "cross-site"},
+                        {"Sec-Fetch-Site": "same-site"}, {"Origin": "https://evil.example", "Content-Type": "text/plain"}]:
+            for method, path, body in self.calls:
+                with self.subTest(path=path, headers=headers):
+                    self.bad(403, "origin_refused", method, path, body, headers=headers)
+
+    def test_its_own_pages_and_programs(self):
+        own = f"http://localhost:{self.server.port}"
+        for headers in [{}, {"Host": f"localhost:{self.server.port}", "Origin": own, "Sec-Fetch-Site": "same-origin"},
+                        {"Sec-Fetch-Site": "none"}]:
+            for method, path, body in self.calls:
+                with self.subTest(path=path, headers=headers):
+                    self.good(method, path, body, headers=headers)
+
+    def test_listed_origins_and_keys(self):
+        listed = Server("--cors-origins", "https://a.example")
+        keyed = Server(env={"GRAFT_API_KEY": "a-long-enough-key"})
+        for method, path, body in self.calls:
+            self.assertEqual(listed.ask(method, path, body, headers={"Origin": "https://a.example"}).status, 200, path)
+            self.assertEqual(listed.ask(method, path, body, headers={"Origin": "https://b.example"}).status, 403, path)
+            headers = {"Origin": "https://b.example", "Authorization": "Bearer a-long-enough-key"}
+            self.assertEqual(keyed.ask(method, path, body, headers=headers).status, 200, path)
+        listed.close()
+        keyed.close()
+
+
 class Paths(Case):
     def status(self, line, headers=b"Host: localhost\r\n"):
         text = self.server.raw(line + b"\r\n" + headers + b"Connection: close\r\n\r\n")
