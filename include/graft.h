@@ -509,6 +509,8 @@ typedef struct graft_request {
     int top_logprobs;            /* likeliest tokens that on_token shows, 0 to 20 (0) */
     bool cache_prompt;           /* reuse what the KV cache holds of the same beginning, with the same adapters, and leave it for
                                     others (true). Figures then depend in their last bits on what was reused; false for exact repeats */
+    uint64_t cache_domain;       /* whose prompt it is: beginnings are reused only among requests of one domain. How much was reused, and
+                                    how fast, tells what others asked; 0 for all who may know that of each other (0) */
     graft_start_fn on_start;     /* NULL = only the result tells */
     graft_text_fn on_text;       /* NULL = only the whole text at the end */
     graft_token_fn on_token;     /* NULL = none: probabilities are then not computed */

@@ -3,6 +3,8 @@
 
 #include "errors.h"
 
+#include "base/buffer.h"
+
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <openssl/crypto.h>
@@ -127,4 +129,24 @@ bool srv_may(const srv_exchange *x, const char *project) {
     }
     const graft_key *k = &x->key->items[0];
     return bsearch(project, k->projects, k->n_projects, sizeof *k->projects, by_text) != NULL;
+}
+
+uint64_t srv_auth_domain(const srv_exchange *x) {
+    unsigned char hash[SHA256_DIGEST_LENGTH];
+    gr_buffer names;
+    uint64_t domain = 1;
+    if (x->admin || !x->key) {
+        return 0;
+    }
+    const graft_key *k = &x->key->items[0]; /* at most 256 names of 128 characters, sorted */
+    gr_buffer_init(&names, 64 << 10);
+    for (size_t i = 0; i < k->n_projects; i++) {
+        gr_buffer_append(&names, k->projects[i], strlen(k->projects[i]) + 1);
+    }
+    if (!names.failed && names.data) {
+        SHA256((const unsigned char *)names.data, names.length, hash);
+        memcpy(&domain, hash, sizeof domain);
+    }
+    gr_buffer_finish(&names);
+    return domain ? domain : 1;
 }

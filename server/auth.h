@@ -16,6 +16,9 @@ bool srv_auth_may_be_open(const server *s);
 bool srv_auth_asks(const server *s);
 /* Sets x->admin and x->key. False if the request was refused; it is answered then. */
 bool srv_auth_check(srv_exchange *x);
+/* Requests with one number may know what the others asked: those without a key or with one for everything, and those with keys for the
+ * same projects. Only after srv_auth_check. */
+uint64_t srv_auth_domain(const srv_exchange *x);
 /* Whether the request may use, list and see this project's adapters. Others do not exist for it: 404, not 403. The base is
  * everybody's. Only after srv_auth_check. */
 bool srv_may(const srv_exchange *x, const char *project);

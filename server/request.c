@@ -52,6 +52,7 @@ srv_request *srv_request_new(srv_exchange *x, srv_fault *f) {
         return NULL;
     }
     *r = (srv_request){.x = x, .body = body, .n = 1, .logprobs = -1, .common = graft_request_default()};
+    r->common.cache_domain = srv_auth_domain(x);
     return r;
 }
 

@@ -324,7 +324,7 @@ static int make_job(graft_job **out, graft *g, const void *requests, size_t i, g
     const graft_request *r = (const graft_request *)requests + i;
     gr_job_spec spec = {.kind = GR_JOB_GENERATE, .ignore_eos = r->ignore_eos, .on_start = r->on_start, .on_text = r->on_text,
                         .on_token = r->on_token, .on_end = r->on_end, .top_logprobs = r->top_logprobs,
-                        .cache_prompt = r->cache_prompt, .user = r->user};
+                        .cache_prompt = r->cache_prompt, .cache_domain = r->cache_domain, .user = r->user};
     int rc = check_size(r->size, sizeof *r, err);
     rc = rc ? rc : check_numbers(r, err);
     rc = rc ? rc : gr_api_take_adapters(g, r->adapters, r->n_adapters, &spec, err);

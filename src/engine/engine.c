@@ -331,7 +331,7 @@ static int take_runnable(gr_engine *e, graft_job **jobs, graft_job **probe) {
 /* Makes the job's key; false if it shares nothing. */
 static bool key_of(const gr_engine *e, const graft_job *job, gr_prefix_key *key) {
     return job->spec.kind == GR_JOB_GENERATE && job->spec.cache_prompt && e->sharing != GR_SHARE_NOTHING &&
-           gr_prefix_key_make(key, &job->spec.adapters);
+           gr_prefix_key_make(key, &job->spec.adapters, job->spec.cache_domain);
 }
 
 /* How far those that run have come. */

@@ -53,6 +53,7 @@ typedef struct gr_job_spec {
     int n_tokens;             /* 1 to context (SCORE, EMBED) or context - 1 */
     int max_tokens;           /* > 0; the context's end also ends it */
     bool ignore_eos;
+    uint64_t cache_domain;    /* beginnings are shared within one */
     bool cache_prompt;        /* GENERATE: may go on from what is in the KV cache, and others from it */
     graft_sampling sampling;  /* grammar: owned copy or NULL */
     char **stop;              /* owned */

@@ -12,8 +12,9 @@ static int by_generation(const void *a, const void *b) {
     return order ? order : (x->scale > y->scale) - (x->scale < y->scale);
 }
 
-bool gr_prefix_key_make(gr_prefix_key *key, const gr_adapter_set *set) {
+bool gr_prefix_key_make(gr_prefix_key *key, const gr_adapter_set *set, uint64_t domain) {
     memset(key, 0, sizeof *key);
+    key->domain = domain;
     for (int i = 0; i < set->n; i++) {
         const char *generation = set->adapters[i]->generation;
         if (!generation[0]) {
@@ -28,7 +29,7 @@ bool gr_prefix_key_make(gr_prefix_key *key, const gr_adapter_set *set) {
 }
 
 bool gr_prefix_key_equal(const gr_prefix_key *a, const gr_prefix_key *b) {
-    bool same = a->n == b->n;
+    bool same = a->n == b->n && a->domain == b->domain;
     for (int i = 0; i < a->n && same; i++) {
         same = by_generation(&a->uses[i], &b->uses[i]) == 0;
     }

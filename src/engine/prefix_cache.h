@@ -22,10 +22,11 @@ typedef struct gr_prefix_use {
 typedef struct gr_prefix_key {
     gr_prefix_use uses[GR_MAX_USES];
     int n;
+    uint64_t domain; /* graft_request.cache_domain */
 } gr_prefix_key;
 
 /* False if an adapter has no generation, so that nothing is known to be the same. */
-bool gr_prefix_key_make(gr_prefix_key *key, const gr_adapter_set *set);
+bool gr_prefix_key_make(gr_prefix_key *key, const gr_adapter_set *set, uint64_t domain);
 bool gr_prefix_key_equal(const gr_prefix_key *a, const gr_prefix_key *b);
 
 /* What one slot has in the cache. */

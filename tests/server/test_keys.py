@@ -169,6 +169,21 @@ class Doors(KeyCase):
             self.assertEqual((reply.status, reply.json["adapter"]), (200, None))
             self.assertEqual(self.ask(key, "GET", "/health").json["status"], "ok")
 
+    def test_prompts_of_others_are_not_to_be_guessed(self):
+        """What was asked before shows in how much need not be computed again."""
+        body = {"model": "llama", "prompt": "the words of a secret that nobody must guess", "max_tokens": 1}
+        second = make_key(self.server, "alder-too", ["alder"], by=self.root)
+
+        def cached(key):
+            reply = self.ask(key, "POST", COMPLETIONS, body)
+            return reply.json["usage"]["prompt_tokens_details"]["cached_tokens"]
+        self.assertEqual(cached(self.alder), 0)
+        self.assertGreater(cached(self.alder), 5)
+        self.assertGreater(cached(second), 5)
+        for key in [self.birch, self.root]:
+            self.assertEqual(cached(key), 0)
+            self.assertGreater(cached(key), 5)
+
     def test_current_project_is_no_door(self):
         """What requests without `model` get is the base for those who may not see it."""
         self.assertEqual(self.ask(self.root, "POST", "/v1/projects/current", {"project": "cedar", "adapter": "default"}).status, 200)

@@ -21,7 +21,7 @@ static gr_adapter adapter_of(const char *generation) {
 static gr_prefix_key key_of(const gr_adapter *a, float x, const gr_adapter *b, float y) {
     gr_adapter_set set = {.adapters = {a, b}, .scales = {x, y}, .n = (a != NULL) + (b != NULL)};
     gr_prefix_key key;
-    assert_true(gr_prefix_key_make(&key, &set));
+    assert_true(gr_prefix_key_make(&key, &set, 0));
     return key;
 }
 
@@ -51,9 +51,15 @@ static void test_keys(void **state) {
             fail_msg("row %zu", i);
         }
     }
+    gr_prefix_key mine = a1, yours = a1;
+    mine.domain = 1;
+    yours.domain = 2;
+    assert_true(gr_prefix_key_equal(&mine, &mine));
+    assert_false(gr_prefix_key_equal(&mine, &yours));
+    assert_false(gr_prefix_key_equal(&mine, &a1));
     gr_adapter_set set = {.adapters = {&a, &none}, .scales = {1, 1}, .n = 2};
     gr_prefix_key key;
-    assert_false(gr_prefix_key_make(&key, &set));
+    assert_false(gr_prefix_key_make(&key, &set, 0));
 }
 
 /* ---- placing ------------------------------------------------------------------------------------------- */
