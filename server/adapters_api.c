@@ -9,6 +9,7 @@
 #include "adapters_api.h"
 #include "auth.h"
 #include "load.h"
+#include "ollama_load.h"
 #include "request.h"
 #include "route.h"
 
@@ -21,9 +22,6 @@
 #include <string.h>
 
 /* ---- one change --------------------------------------------------------------------------------------- */
-
-/* Adapters that are being loaded for changes at once. */
-enum { LOADS_MOST = 64 };
 
 typedef struct change change;
 struct change {
@@ -46,7 +44,7 @@ struct change {
     srv_load *load;
     graft_error load_error;
     bool fresh;               /* the name is new */
-    bool loads, counted;      /* it is one of those that load; it counts among LOADS_MOST */
+    bool loads, counted;      /* it is one of those that load; it counts among SRV_LOADS_MOST */
     bool ran, loaded;         /* the first step, the load has ended */
     change *prev, *next;
 };
@@ -180,12 +178,14 @@ void srv_changes_give_up(server *s) {
             srv_reply_error(x, 503, "shutting_down", NULL, "the server is shutting down");
         }
     }
+    ollama_loads_give_up(s);
 }
 
 void srv_changes_finish(server *s) {
     while (s->changes) {
         free_change(s->changes);
     }
+    ollama_loads_finish(s);
 }
 
 static void enlist(server *s, change *c) {
@@ -206,8 +206,8 @@ static void start_change(srv_exchange *x, change *c) {
         set(c, 409, "Conflict", "no_registry", "this server has no registry");
     } else if (x->s->drain_until) {
         set(c, 503, "ServiceUnavailable", "shutting_down", "the server is shutting down");
-    } else if (c->loads && x->s->n_loads >= LOADS_MOST) {
-        set(c, 429, "TooManyRequests", "queue_full", "%d adapters are being loaded already", LOADS_MOST);
+    } else if (c->loads && x->s->n_loads >= SRV_LOADS_MOST) {
+        set(c, 429, "TooManyRequests", "queue_full", "%d adapters are being loaded already", SRV_LOADS_MOST);
     } else {
         x->user = c;
         x->gone = change_gone;

@@ -50,7 +50,8 @@ struct server {
     srv_relay relay;
     srv_work *work;
     struct change *changes; /* of adapters, under way: adapters_api.c */
-    int n_loads;            /* of them that load an adapter */
+    struct ollama_load *ollama_loads; /* requests for no more than a load: ollama_load.c */
+    int n_loads;            /* of both that load an adapter */
     struct evhttp *http;
     struct evconnlistener *listener;
     struct evhttp_bound_socket *bound;

@@ -6,6 +6,9 @@
 
 #include "graft.h"
 
+/* Adapters that are being loaded at once because somebody asked for no more than that: server.n_loads. */
+enum { SRV_LOADS_MOST = 64 };
+
 typedef struct srv_load srv_load;
 
 /* The load has ended; code 0: it is in memory. Loop thread, once, unless srv_load_leave came before. */

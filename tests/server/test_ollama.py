@@ -5,13 +5,14 @@ GRAFT_BIN names the binary (required). The base is the tiny one of tests/oracle/
 """
 import datetime
 import json
+import signal
 import sys
 import tempfile
 import time
 import unittest
 from pathlib import Path
 
-from serving import ADAPTERS, BASE, GRAFT, PROMPT, Case, Server, request_bytes, run_answer, wait_until
+from serving import ADAPTERS, BASE, GRAFT, PROMPT, TIMEOUT, Case, Server, request_bytes, run_answer, wait_until
 
 CHAT, GENERATE, EMBED = "/api/chat", "/api/generate", "/api/embed"
 MESSAGES = [{"role": "user", "content": "abc"}]
@@ -494,6 +495,68 @@ class IdleUnload(Ollama):
         self.assertNotEqual(self.memory()["alder:latest"]["expires_at"], "9999-12-31T23:59:59Z")
         wait_until(lambda: "alder:latest" not in self.memory(), "alder to leave memory")
         self.assertEqual(set(self.memory()), {"llama:latest", "birch:latest", "cedar:latest"})
+
+
+class WaitingForRoom(unittest.TestCase):
+    """A load that waits for room holds up nobody, also not who makes the room."""
+
+    def start(self, *args):
+        server = Server("--max-adapters", 1, "--adapter-wait-ms", 100000, *args)
+        self.addCleanup(server.close)
+        for call in ["load", "pin"]:
+            self.assertEqual(server.post(f"/v1/lora_adapters/alder/{call}", {}).status, 200)
+        return server
+
+    def waiting(self, server, n, **body):
+        connections = []
+        for _ in range(n):
+            connections.append(server.connect())
+            self.addCleanup(connections[-1].close)
+            connections[-1].request("POST", GENERATE, json.dumps({"model": "birch", **body}), {"Content-Type": "application/json"})
+        wait_until(lambda: server.metric("http_requests_open") == n + 1, "them to have come in")
+        return connections
+
+    def test_unpin_comes_through(self):
+        server = self.start()
+        connections = self.waiting(server, 3)
+        self.assertEqual(server.post("/v1/lora_adapters/alder/unpin", {}).status, 200)
+        for c in connections:
+            reply = c.getresponse()
+            self.assertEqual((reply.status, json.loads(reply.read())["done_reason"]), (200, "load"))
+        self.assertEqual({a["id"]: a["memory"] for a in server.get("/v1/lora_adapters").json["data"]},
+                         {"alder": "absent", "birch": "resident", "cedar": "absent"})
+
+    def test_too_many(self):
+        """They count with vLLM's loads."""
+        server = self.start()
+        connections = self.waiting(server, 64)
+        self.assertEqual(server.post("/v1/lora_adapters/cedar/load", {}).status, 429)
+        reply = server.post(GENERATE, {"model": "cedar"})
+        self.assertEqual((reply.status, reply.json), (503, {"error": "64 adapters are being loaded already"}))
+        self.assertEqual(server.post(GENERATE, {"model": "cedar", "keep_alive": 0}).status, 200)  # loads nothing
+        server.post("/v1/lora_adapters/alder/unpin", {})
+        self.assertEqual([c.getresponse().status for c in connections], [200] * 64)
+        self.assertEqual(server.post(GENERATE, {"model": "cedar"}).status, 200)
+
+    def test_clients_that_leave(self):
+        server = self.start()
+        for c in self.waiting(server, 5, keep_alive="1ms"):
+            c.close()
+        wait_until(lambda: server.metric("http_requests_open") == 1, "their ends")
+        server.post("/v1/lora_adapters/alder/unpin", {})
+        wait_until(lambda: server.get("/v1/lora_adapters").json["data"][1]["memory"] == "resident", "what they had asked for")
+
+    def test_end_of_the_server(self):
+        for signals in [1, 2]:
+            server = self.start("--drain-s", 1 if signals == 1 else 1000)
+            connections = self.waiting(server, 3)
+            for _ in range(signals):
+                server.process.send_signal(signal.SIGTERM)
+                time.sleep(0.2)
+            for c in connections:
+                reply = c.getresponse()
+                self.assertEqual((reply.status, json.loads(reply.read())), (503, {"error": "the server is shutting down"}))
+            self.assertEqual(server.process.wait(TIMEOUT), 0, server.log())
 
 
 class Scopes(Ollama):
