@@ -116,7 +116,11 @@ static void put_slots(gr_buffer *out, const json_t *status) {
         gr_buffer_puts(&words, busy++ ? ", " : ": ");
         put(&words, state);
         gr_buffer_puts(&words, " ");
-        put(&words, *adapter ? adapter : json_is_true(json_object_get(slot, "hidden")) ? "another's" : "the base");
+        if (json_is_true(json_object_get(slot, "hidden"))) { /* of which nothing is told */
+            put(&words, "another's");
+            continue;
+        }
+        put(&words, *adapter ? adapter : "the base");
         gr_buffer_printf(&words, " (%lld + %lld tokens)", (long long)remote_integer(slot, "prompt_tokens"),
                          (long long)remote_integer(slot, "completion_tokens"));
     }

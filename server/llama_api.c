@@ -235,29 +235,36 @@ static bool has_query(const srv_exchange *x, const char *name) {
     return has;
 }
 
+static void write_next(srv_writer *w, const graft_slot *t) {
+    srv_key(w, "next_token");
+    srv_open(w, '[');
+    srv_open(w, '{');
+    srv_put_bool(w, "has_next_token", true);
+    srv_put_bool(w, "has_new_line", false);
+    srv_put_integer(w, "n_remain", -1);
+    srv_put_integer(w, "n_decoded", t->completion_tokens);
+    srv_close(w, '}');
+    srv_close(w, ']');
+}
+
+/* Of what the key must not see only that it is busy. */
 static void write_slot(srv_writer *w, const srv_exchange *x, const graft_slot *t) {
     char id[SRV_ID_SIZE];
-    bool busy = t->job != 0, shown = *t->project && srv_may(x, t->project);
+    bool busy = t->job != 0, hidden = *t->project && !srv_may(x, t->project);
     srv_open(w, '{');
     srv_put_integer(w, "id", t->slot);
     srv_put_integer(w, "n_ctx", x->s->model.context);
     srv_put_bool(w, "speculative", false);
     srv_put_bool(w, "is_processing", busy);
-    if (busy) {
+    if (busy && hidden) {
+        srv_put_null(w, "adapter");
+    } else if (busy) {
         srv_put_integer(w, "id_task", (int64_t)t->job);
         srv_put_integer(w, "n_prompt_tokens", t->prompt_tokens);
         srv_put_integer(w, "n_prompt_tokens_processed", t->evaluated_tokens);
         srv_put_integer(w, "n_prompt_tokens_cache", t->cached_tokens);
-        srv_put_string(w, "adapter", shown ? srv_name_id(id, t->project, t->adapter) : NULL);
-        srv_key(w, "next_token");
-        srv_open(w, '[');
-        srv_open(w, '{');
-        srv_put_bool(w, "has_next_token", true);
-        srv_put_bool(w, "has_new_line", false);
-        srv_put_integer(w, "n_remain", -1);
-        srv_put_integer(w, "n_decoded", t->completion_tokens);
-        srv_close(w, '}');
-        srv_close(w, ']');
+        srv_put_string(w, "adapter", *t->project ? srv_name_id(id, t->project, t->adapter) : NULL);
+        write_next(w, t);
     }
     srv_close(w, '}');
 }

@@ -1,5 +1,6 @@
 /* GET /v1/status: one picture of the whole server, for the dashboard and `graft ps`. Paths and texts with numbers and names are for
- * keys that may see everything; of a slot whose project the key must not see only that it is busy. */
+ * keys that may see everything; of a slot whose project the key must not see only that it is busy: lengths, and when reading ends and
+ * writing begins, would tell of others' prompts. Sums over the whole server are for all keys. */
 #include "auth.h"
 #include "defaults.h"
 #include "names.h"
@@ -134,12 +135,12 @@ static void write_slot(srv_writer *w, const srv_exchange *x, const graft_slot *s
     bool named = *slot->project, hidden = named && !srv_may(x, slot->project);
     srv_open(w, '{');
     srv_put_integer(w, "id", slot->slot);
-    srv_put_string(w, "state", slot->state);
+    srv_put_string(w, "state", hidden ? "decode" : slot->state);
     srv_put_string(w, "adapter", named && !hidden ? srv_name_id(id, slot->project, slot->adapter) : NULL);
     srv_put_bool(w, "hidden", hidden);
-    srv_put_integer(w, "prompt_tokens", slot->prompt_tokens);
-    srv_put_integer(w, "cached_tokens", slot->cached_tokens);
-    srv_put_integer(w, "completion_tokens", slot->completion_tokens);
+    srv_put_integer(w, "prompt_tokens", hidden ? 0 : slot->prompt_tokens);
+    srv_put_integer(w, "cached_tokens", hidden ? 0 : slot->cached_tokens);
+    srv_put_integer(w, "completion_tokens", hidden ? 0 : slot->completion_tokens);
     srv_close(w, '}');
 }
 

@@ -120,11 +120,15 @@ function Slot({ slot }) {
     const idle = slot.state === "idle",
         name = slotName(slot);
     const done =
-        slot.state === "prompt" ? `reads ${count(slot.prompt_tokens)}` : `${count(slot.completion_tokens)} tokens`;
+        idle || slot.hidden
+            ? ""
+            : slot.state === "prompt"
+              ? `reads ${count(slot.prompt_tokens)}`
+              : `${count(slot.completion_tokens)} tokens`;
     return html`<li class="slot ${idle ? "idle" : `${slot.hidden ? "hidden-slot" : colourOf(slot.adapter)} ${slot.state}`}">
         <span class="number">${slot.id}</span>
         <span class="who" title=${name}>${name}</span>
-        <span class="what">${idle ? "" : done}</span>
+        <span class="what">${done}</span>
     </li>`;
 }
 

@@ -521,8 +521,15 @@ class Scopes(Case):
             self.assertEqual(seen("root"), [("None", False), ("alder", False), ("birch", False)])
             self.assertEqual(seen("alder"), [("None", False), ("None", True), ("alder", False)])
             self.assertNotIn("birch", json.dumps(self.ask("alder", "GET", "/v1/status")))
+            numbers = lambda s: [s[f"{kind}_tokens"] for kind in ["prompt", "cached", "completion"]]
+            wait_until(lambda: all(s["completion_tokens"] for s in busy("root")), "a token of each")
+            self.assertEqual([numbers(s) for s in busy("alder") if s["hidden"]], [[0, 0, 0]])
+            self.assertTrue(all(s["prompt_tokens"] and s["completion_tokens"] for s in busy("alder") if not s["hidden"]))
             slots = lambda key: sorted(str(s["adapter"]) for s in self.ask(key, "GET", "/slots") if s["is_processing"])
             self.assertEqual((slots("root"), slots("alder")), (["None", "alder", "birch"], ["None", "None", "alder"]))
+            bare = [sorted(s) for s in self.ask("alder", "GET", "/slots") if s["is_processing"] and "id_task" not in s]
+            self.assertEqual(bare, [["adapter", "id", "is_processing", "n_ctx", "speculative"]])
+            self.assertTrue(all("id_task" in s for s in self.ask("root", "GET", "/slots") if s["is_processing"]))
         finally:
             for c in clients:
                 c.close()
