@@ -119,6 +119,7 @@ static const range ranges[] = {
     {"min_p", 0, 1, false},               {"top_k", 0, 2147483647, true},
     {"presence_penalty", -2, 2, false},   {"frequency_penalty", -2, 2, false},
     {"repeat_penalty", 0.01, 100, false}, {"repeat_last_n", 0, 65536, true},
+    {"repetition_penalty", 0.01, 100, false}, {"n_predict", -1, 2147483647, true},
     {"max_tokens", 1, 2147483647, true},  {"max_completion_tokens", 1, 2147483647, true},
     {"n", 1, 64, true},                   {"best_of", 1, 64, true},
     {"num_predict", -2147483648.0, 2147483647, true}, {"dimensions", 1, 2147483647, true},

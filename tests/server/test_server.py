@@ -199,10 +199,50 @@ class OpenAi(Case):
     def test_unsupported(self):
         for key, value in [("tools", [{"type": "function"}]), ("tool_choice", "required"), ("functions", [{}]), ("suffix", "x"),
                            ("echo", True), ("audio", {"voice": "x"}), ("modalities", ["audio"]), ("best_of", 3),
-                           ("guided_json", {"a": 1})]:
+                           ("guided_json", {"a": 1}), ("min_tokens", 1), ("stop_token_ids", [5]), ("bad_words", ["a"]), ("typical_p", 0.9),
+                           ("typical_p", 0), ("mirostat", 2), ("dynatemp_range", 0.5), ("dry_multiplier", 0.8), ("xtc_probability", 0.5),
+                           ("samplers", ["top_k"]), ("top_n_sigma", 1), ("continue_final_message", True), ("add_generation_prompt", False),
+                           ("chat_template", "x"), ("chat_template_kwargs", {"enable_thinking": False}), ("adapter", "birch"),
+                           ("adapters", ["birch"]), ("n_probs", 1), ("length_penalty", 2), ("echo", 1), ("tool_choice", ["required"])]:
             body = {"model": "alder", "messages": MESSAGES, "prompt": "a", "max_tokens": 2, key: value}
             for path in [CHAT, COMPLETIONS]:
                 self.bad(400, "unsupported_parameter", "POST", path, body, param=key)
+        self.bad(400, "unsupported_parameter", "POST", "/v1/embeddings", {"model": "alder", "input": "a", "adapter": "birch"}, param="adapter")
+
+    def test_neutral_values_are_no_wishes(self):
+        same = self.chat(min_tokens=0, stop_token_ids=[], bad_words=[], typical_p=1, mirostat=0, dynatemp_range=0.0, dry_multiplier=0,
+                         xtc_probability=0, samplers=[], top_n_sigma=-1, tfs_z=1.0, continue_final_message=False, add_generation_prompt=True,
+                         chat_template="", chat_template_kwargs={}, adapter=None, echo=False, n_probs=0, length_penalty=1,
+                         repetition_penalty=None, n_predict=None, json_schema=None, cache_prompt=None)
+        self.assertEqual(same["choices"], self.chat()["choices"])
+        self.assertEqual(self.chat(tool_choice="auto", modalities=["text"])["choices"], same["choices"])
+
+    def test_other_names(self):
+        """What vLLM and llama-server call otherwise."""
+        penalty = {"prompt": "aaaaaaaa", "max_tokens": 24}
+        self.assertEqual(self.complete(repetition_penalty=5, **penalty)["choices"], self.complete(repeat_penalty=5, **penalty)["choices"])
+        self.assertNotEqual(self.complete(repetition_penalty=5, **penalty)["choices"], self.complete(**penalty)["choices"])
+        for path, body in [(CHAT, {"messages": MESSAGES}), (COMPLETIONS, {"prompt": "a"})]:
+            body = {"model": "alder", "ignore_eos": True, "temperature": 0, **body}
+            self.assertEqual(self.good("POST", path, {**body, "n_predict": 3}).json["usage"]["completion_tokens"], 3)
+            whole = self.good("POST", path, {**body, "n_predict": -1}).json["usage"]
+            self.assertGreater(whole["completion_tokens"], 100)
+            for key, more in [("n_predict", {"n_predict": 3, "max_tokens": 3}), ("n_predict", {"n_predict": -1, "max_completion_tokens": 3}),
+                              ("n_predict", {"n_predict": 0}), ("n_predict", {"n_predict": -2}), ("repetition_penalty", {"repetition_penalty": 0}),
+                              ("repetition_penalty", {"repetition_penalty": 1, "repeat_penalty": 1}), ("cache_prompt", {"cache_prompt": 1}),
+                              ("grammar", {"grammar": "root ::= \"a\"", "json_schema": {"const": "a"}}),
+                              ("json_schema", {"response_format": {"type": "json_object"}, "json_schema": {"const": "a"}})]:
+                self.bad(400, "invalid_value", "POST", path, {**body, "n": 1, **more}, param=key)
+        for more in [{}, {"response_format": {"type": "text"}}]:
+            self.assertEqual(self.complete(json_schema={"enum": ["one"]}, max_tokens=20, **more)["choices"][0]["text"], '"one"')
+
+    def test_cache_prompt(self):
+        def cached(**body):
+            return self.complete(prompt="a prompt that no other test has", **body)["usage"]["prompt_tokens_details"]["cached_tokens"]
+        cached()
+        self.assertGreater(cached(), 0)
+        self.assertEqual(cached(cache_prompt=False), 0)
+        self.assertGreater(cached(cache_prompt=True), 0)
 
     def test_bodies(self):
         js = {"Content-Type": "application/json"}
