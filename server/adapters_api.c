@@ -651,7 +651,7 @@ static const graft_loaded *in_memory(const graft_loaded_list *list, const graft_
     return found;
 }
 
-static void write_row(srv_writer *w, const graft_registered *a, const graft_loaded *l, size_t index, bool paths) {
+static void write_row(srv_writer *w, const srv_exchange *x, const graft_registered *a, const graft_loaded *l, size_t index) {
     char id[SRV_ID_SIZE];
     srv_open(w, '{');
     srv_put_string(w, "id", srv_name_id(id, a->project, a->adapter));
@@ -659,7 +659,7 @@ static void write_row(srv_writer *w, const graft_registered *a, const graft_load
     srv_put_integer(w, "index", (int64_t)index);
     srv_put_string(w, "project", a->project);
     srv_put_string(w, "adapter", a->adapter);
-    put_known(w, "source", paths ? a->path : ""); /* where things lie is the admin's business */
+    srv_put_string(w, "source", srv_path_shown(x, a->path));
     put_known(w, "generation", a->generation);
     put_known(w, "format", a->format);
     srv_put_integer(w, "rank", a->rank);
@@ -695,7 +695,7 @@ static void write_adapters(srv_writer *w, const srv_exchange *x) {
     size_t index = 0; /* among those that the key may see: the others' number is not its business */
     for (size_t i = 0; all && i < all->n; i++) {
         if (srv_may(x, all->items[i].project)) {
-            write_row(w, &all->items[i], in_memory(loaded, &all->items[i]), index++, x->admin);
+            write_row(w, x, &all->items[i], in_memory(loaded, &all->items[i]), index++);
         }
     }
     graft_registered_list_free(all);

@@ -150,3 +150,8 @@ uint64_t srv_auth_domain(const srv_exchange *x) {
     gr_buffer_finish(&names);
     return domain ? domain : 1;
 }
+
+const char *srv_path_shown(const srv_exchange *x, const char *path) {
+    const char *slash = strrchr(path, '/');
+    return x->admin || !slash ? path : slash + 1;
+}

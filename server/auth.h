@@ -22,5 +22,7 @@ uint64_t srv_auth_domain(const srv_exchange *x);
 /* Whether the request may use, list and see this project's adapters. Others do not exist for it: 404, not 403. The base is
  * everybody's. Only after srv_auth_check. */
 bool srv_may(const srv_exchange *x, const char *project);
+/* A path as the key may know it: whole if it may see everything, else its last part. Points into `path`. */
+const char *srv_path_shown(const srv_exchange *x, const char *path);
 
 #endif

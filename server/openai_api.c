@@ -18,27 +18,29 @@ void srv_post_embeddings(srv_exchange *x) {
 
 /* ---- models ------------------------------------------------------------------------------------------- */
 
-static void write_base(srv_writer *w, const server *s) {
+static void write_base(srv_writer *w, const srv_exchange *x) {
+    const server *s = x->s;
     srv_open(w, '{');
     srv_put_string(w, "id", s->base_id);
     srv_put_string(w, "object", "model");
     srv_put_integer(w, "created", s->started);
     srv_put_string(w, "owned_by", "graft");
-    srv_put_string(w, "root", s->model.path);
+    srv_put_string(w, "root", srv_path_shown(x, s->model.path));
     srv_put_null(w, "parent");
     srv_put_integer(w, "max_model_len", s->model.context);
     srv_put_string(w, "state", "resident");
     srv_close(w, '}');
 }
 
-static void write_adapter(srv_writer *w, const server *s, const graft_registered *a) {
+static void write_adapter(srv_writer *w, const srv_exchange *x, const graft_registered *a) {
+    const server *s = x->s;
     char id[SRV_ID_SIZE];
     srv_open(w, '{');
     srv_put_string(w, "id", srv_name_id(id, a->project, a->adapter));
     srv_put_string(w, "object", "model");
     srv_put_integer(w, "created", a->created);
     srv_put_string(w, "owned_by", "graft");
-    srv_put_string(w, "root", a->path);
+    srv_put_string(w, "root", srv_path_shown(x, a->path));
     srv_put_string(w, "parent", s->base_id);
     srv_put_integer(w, "max_model_len", s->model.context);
     srv_put_string(w, "state", graft_registered_state_name(a->state));
@@ -64,10 +66,10 @@ void srv_get_models(srv_exchange *x) {
     srv_put_string(&w, "object", "list");
     srv_key(&w, "data");
     srv_open(&w, '[');
-    write_base(&w, x->s);
+    write_base(&w, x);
     for (size_t i = 0; list && i < list->n; i++) {
         if (srv_may(x, list->items[i].project)) {
-            write_adapter(&w, x->s, &list->items[i]);
+            write_adapter(&w, x, &list->items[i]);
         }
     }
     srv_close(&w, ']');
@@ -86,7 +88,7 @@ void srv_get_model(srv_exchange *x) {
     }
     srv_writer_init(&w);
     if (name.base) {
-        write_base(&w, x->s);
+        write_base(&w, x);
     } else {
         graft_registered_list *list = registered(x->s, &name);
         if (!list) { /* removed just now */
@@ -94,7 +96,7 @@ void srv_get_model(srv_exchange *x) {
             srv_reply_error(x, 404, "model_not_found", "model", "The model does not exist.");
             return;
         }
-        write_adapter(&w, x->s, &list->items[0]);
+        write_adapter(&w, x, &list->items[0]);
         graft_registered_list_free(list);
     }
     srv_reply_json(x, 200, &w);

@@ -141,6 +141,11 @@ class Doors(KeyCase):
             llama = self.ask(key, "GET", "/lora-adapters").json
             self.assertEqual([a["id"] for a in llama], list(range(len(visible))))
             self.assertEqual([bool(a["path"]) for a in llama], [key == self.root] * len(visible))
+            whole = {"llama": str(BASE), **{name: str(self.server.adapters / name) for name in visible}}
+            want = whole if key == self.root else {name: Path(path).name for name, path in whole.items()}
+            self.assertEqual({m["id"]: m["root"] for m in models.json["data"]}, want)
+            self.assertEqual({m: self.ask(key, "GET", f"/v1/models/{m}").json["root"] for m in want}, want)
+            self.assertEqual({"llama": want["llama"], **{a["id"]: a["source"] for a in adapters.json["data"]}}, want)
             if key != self.root:
                 self.assertNotIn(str(BASE), self.ask(key, "GET", "/props").text)
 
