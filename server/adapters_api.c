@@ -13,6 +13,7 @@
 #include "request.h"
 #include "route.h"
 
+#include "base/file.h"
 #include "base/memory.h"
 
 #include <inttypes.h>
@@ -259,8 +260,7 @@ static bool as_expected(change *c, const graft_registered_list *list) {
 /* The path as the system resolves it, below the server's root. False: the change has failed. */
 static bool resolve(change *c) {
     char found[PATH_MAX];
-    size_t n = strlen(c->s->root);
-    if (n == 0) {
+    if (!*c->s->root) {
         set(c, 403, "PermissionDenied", "outside_root", "adapters are not loaded by path here: the server was started without a folder for them");
         return false;
     }
@@ -277,7 +277,7 @@ static bool resolve(change *c) {
         set(c, 404, "NotFoundError", "adapter_file_missing", "No adapter found for %s", c->text);
         return false;
     }
-    if (strncmp(found, c->s->root, n) != 0 || (found[n] != '/' && found[n] != '\0')) {
+    if (!gr_path_below(found, c->s->root)) {
         set(c, 403, "PermissionDenied", "outside_root", "the path of '%s' leads out of the folder that adapters may come from", c->text);
         return false;
     }

@@ -365,6 +365,9 @@ static bool submit(srv_answer *a, size_t n, srv_fault *f) {
     a->submitted += n;
     a->left += n;
     a->s->count.started += n;
+    if (a->submitted == a->r->n_requests) {
+        srv_request_trim(a->r);
+    }
     return true;
 }
 

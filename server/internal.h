@@ -15,6 +15,8 @@
 
 #include "base/log.h"
 
+#include <stdatomic.h>
+
 struct evhttp;
 struct evconnlistener;
 struct evhttp_bound_socket;
@@ -56,6 +58,7 @@ struct server {
     struct evconnlistener *listener;
     struct evhttp_bound_socket *bound;
     struct event *tick, *on_term, *on_int, *on_hup;
+    atomic_bool stopping; /* the loop has ended or is about to: the worker need not go on with what can be left. Any thread */
     int64_t drain_until; /* gr_now_us; 0 = not draining */
     struct srv_answer *answers; /* under way (answer.c) */
     srv_keep_alive keep_alive;

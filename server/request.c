@@ -9,7 +9,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { STOPS = 16, MESSAGES = 4096, EMBED_VALUES = 4 << 20 /* 64 MiB as JSON */ };
+enum { STOPS = 16, MESSAGES = 4096, VALUES = 250000 /* of a body */, EMBED_VALUES = 4 << 20 /* 64 MiB as JSON */ };
 
 /* Any JSON value; the whole answer is one. Depth is the answer's own affair: the grammar's stack is bounded by the library. */
 static const char json_grammar[] =
@@ -24,9 +24,30 @@ static const char json_grammar[] =
 
 /* ---- a request and its memory -------------------------------------------------------------------------- */
 
+/* Values of a JSON text, or more: what separates them, outside of strings. A value takes up to 200 bytes in memory and may take three in
+ * the text. */
+static size_t count_values(const char *text, size_t length) {
+    size_t n = 1;
+    bool quoted = false;
+    for (size_t i = 0; i < length; i++) {
+        if (quoted) {
+            i += text[i] == '\\';
+            quoted = i < length && text[i] != '"';
+        } else {
+            quoted = text[i] == '"';
+            n += text[i] == ',' || text[i] == '[' || text[i] == '{' || text[i] == ':';
+        }
+    }
+    return n;
+}
+
 json_t *srv_parse_body(const srv_exchange *x, srv_fault *f) {
     json_error_t e;
     char quoted[GR_QUOTE_SIZE];
+    if (count_values(x->body, x->body_length) > VALUES) {
+        srv_fault_set(f, 400, "too_many_values", NULL, "the body holds more than %d values", VALUES);
+        return NULL;
+    }
     json_t *body = json_loadb(x->body, x->body_length, JSON_REJECT_DUPLICATES, &e);
     if (!body) {
         srv_fault_set(f, 400, "json_syntax", NULL, "the body is not JSON: line %d, column %d: %s", e.line, e.column,
@@ -54,6 +75,14 @@ srv_request *srv_request_new(srv_exchange *x, srv_fault *f) {
     *r = (srv_request){.x = x, .body = body, .n = 1, .logprobs = -1, .common = graft_request_default()};
     r->common.cache_domain = srv_auth_domain(x);
     return r;
+}
+
+void srv_request_trim(srv_request *r) {
+    json_t *model = json_incref(json_object_get(r->body, "model")); /* its text is still pointed to */
+    json_object_clear(r->body);
+    if (model) {
+        json_object_set_new(r->body, "model", model);
+    }
 }
 
 void srv_request_free(srv_request *r) {

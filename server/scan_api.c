@@ -55,7 +55,7 @@ static bool on_item(const graft_scan_item *item, void *user) {
     gr_mutex_unlock(&n->lock);
     srv_writer_finish(&w);
     srv_loop_post(&n->s->loop, &n->post);
-    return !atomic_load(&n->left);
+    return !atomic_load(&n->left) && !atomic_load(&n->s->stopping);
 }
 
 static void run_scan(srv_task *t) {

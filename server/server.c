@@ -223,6 +223,7 @@ static void end_if_drained(server *s) {
     if (s->n_exchanges > 0 && over) {
         srv_relay_cancel_all(&s->relay);
         srv_changes_give_up(s);
+        atomic_store(&s->stopping, true);
         return; /* the next tick looks again: replies must still go out */
     }
     if (s->n_exchanges == 0 && s->relay.n == 0 && (over || !srv_connections_unread(&s->connections))) {
@@ -236,8 +237,7 @@ static void on_signal(evutil_socket_t number, short what, void *user) {
     if (s->drain_until) {
         gr_log_line(&s->log, GRAFT_LOG_WARN, "signal %d again: stopping now", (int)number);
         s->drain_until = 1;
-        event_del(s->on_term); /* closing waits for an adapter that is being read: a third signal does not */
-        event_del(s->on_int);
+        atomic_store(&s->stopping, true);
         srv_relay_cancel_all(&s->relay);
         end_if_drained(s);
         return;
@@ -330,7 +330,10 @@ int server_run(server *s, graft *g, graft_registry *registry, graft_error *err) 
             s->o.ready(s->host, s->port, s->o.ready_user);
         }
         event_base_dispatch(s->loop.base);
+        event_del(s->on_term); /* closing may wait for an adapter that is being read: a further signal does not */
+        event_del(s->on_int);
     }
+    atomic_store(&s->stopping, true);
     srv_work_stop(s->work);
     s->work = NULL;
     srv_loop_flush(&s->loop); /* what the worker did last may have left leases to keep_alive */

@@ -90,7 +90,7 @@ class Embeddings(Case):
     def test_client_leaves(self):
         before = self.server.metric("answers_cancelled_total")
         s = self.server.socket()
-        s.sendall(request_bytes({"model": "alder", "input": [[65] * 500] * 2000}, path=EMBEDDINGS))
+        s.sendall(request_bytes({"model": "alder", "input": [[65] * 500] * 450}, path=EMBEDDINGS))
         wait_until(lambda: self.server.metric("answers_running") > 0, "the first of them to run")
         s.close()
         self.settled()
