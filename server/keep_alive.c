@@ -248,13 +248,20 @@ static struct item *add_item(chore *c, const char *project, const char *adapter,
     return item;
 }
 
+/* Others may hold the version before: that is no reason to let go of the new one. */
+static bool is_lease_of(const graft_lease *lease, const graft_loaded *l) {
+    graft_lease_info info;
+    graft_lease_get_info(lease, &info);
+    return strcmp(info.generation, l->generation) == 0;
+}
+
 /* What is to be done for one version in memory. */
 static void consider(server *s, chore *c, const graft_loaded *l) {
     char id[SRV_ID_SIZE];
     srv_kept *k = find(s, id_of(id, l->project, l->adapter));
     bool resident = strcmp(l->state, "resident") == 0;
     /* What is held is not what the name stands for any more: it was unloaded, or reloaded, and then the new version is taken. */
-    bool outdated = k && k->lease && strcmp(l->state, "draining") == 0;
+    bool outdated = k && k->lease && strcmp(l->state, "draining") == 0 && is_lease_of(k->lease, l);
     if (c->n == CHORES_MOST) {
         return;
     }

@@ -380,7 +380,7 @@ bool srv_take_adapters(srv_request *r, srv_fault *f) {
         r->model = r->n_uses ? r->adapter : base;
     }
     if (lora && !json_is_array(lora)) {
-        return srv_bad(f, "lora", "a list of objects is needed");
+        return srv_bad(f, "lora", "'lora' must be an array of objects with 'id' and 'scale' fields"); /* llama-server's words */
     }
     for (size_t i = 0; i < json_array_size(lora); i++) {
         if (!take_lora_item(r, json_array_get(lora, i), f)) {

@@ -140,6 +140,10 @@ static void call(srv_exchange *x, const srv_route *r) {
         srv_reply_error(x, 403, "origin_refused", NULL, "pages of other origins may not ask this server; cors_origins lists those that may");
         return;
     }
+    if (x->body_length && srv_request_header(x, "Content-Encoding")) {
+        srv_reply_error(x, 415, "unsupported_media_type", NULL, "bodies are taken as they are: no Content-Encoding");
+        return;
+    }
     if (r->method == EVHTTP_REQ_POST && x->body_length && !is_json(x)) {
         srv_reply_error(x, 415, "unsupported_media_type", NULL, "Content-Type must be application/json");
         return;

@@ -277,9 +277,22 @@ static json_t *follow(const conversion *c, const char *reference) {
     return NULL;
 }
 
+/* Past references to references; NULL if they go round. */
+static json_t *follow_all(const conversion *c, const char *reference) {
+    json_t *target = follow(c, reference);
+    for (int i = 0; i < REFERENCES; i++) {
+        const char *next = json_string_value(json_object_get(target, "$ref"));
+        if (!next) {
+            return target;
+        }
+        target = follow(c, next);
+    }
+    return NULL;
+}
+
 /* The rule of what a reference leads to: made at the first one. */
 static int reference_rule(conversion *c, const char *reference, int depth) {
-    json_t *target = follow(c, reference);
+    json_t *target = follow_all(c, reference);
     for (int i = 0; i < c->n_references; i++) {
         if (c->references[i].schema == target) {
             return c->references[i].rule;

@@ -255,6 +255,7 @@ class OpenAi(Case):
             self.bad(415, "unsupported_media_type", "POST", COMPLETIONS, b"{\"prompt\":\"a\"}", headers={"Content-Type": kind})
         for page in ({"Origin": "http://elsewhere"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
             self.bad(403, "origin_refused", "POST", COMPLETIONS, b"{\"prompt\":\"a\"}", headers=page)
+        self.bad(415, "unsupported_media_type", "POST", COMPLETIONS, b"{\"prompt\":\"a\"}", headers={**js, "Content-Encoding": "gzip"})
         self.good("POST", COMPLETIONS, b"{\"prompt\":\"a\"}")  # without a type, as litellm asks Ollama's calls
         self.good("POST", COMPLETIONS, b"{\"prompt\":\"a\"}", headers={"Content-Type": "Application/JSON; charset=utf-8"})
 
@@ -342,6 +343,15 @@ class Schemas(Case):
         body = {"response_format": {"type": "json_schema", "json_schema": {"schema": tree}}, "max_tokens": 30, "temperature": 8}
         self.assertRegex(self.complete(**body)["choices"][0]["text"], r"\A[\[\]\s]+\Z")
 
+    def test_references_in_a_circle(self):
+        circle = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}
+        body = {"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": circle}}}
+        reply = self.server.post(COMPLETIONS, body)
+        self.assertEqual((reply.status, reply.json["error"]["param"]), (400, "response_format"))
+        self.assertIn("leads to nothing", reply.json["error"]["message"])
+        through = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"const": 7}}}
+        self.assertEqual(self.answers(through), [7] * len(self.answers(through)))
+
     def test_work_is_bounded(self):
         """A schema that is small and would take minutes: names that are required again and again."""
         properties = {f"p{i}": True for i in range(3000)}
@@ -367,8 +377,8 @@ class Schemas(Case):
             body = {"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
             with self.subTest(str(schema)[:60]):
                 self.bad(400, "invalid_schema", "POST", COMPLETIONS, body, param="response_format")
-        self.bad(400, "bad_grammar", "POST", COMPLETIONS,
-                 {"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}})
+        self.bad(400, "invalid_schema", "POST", COMPLETIONS,
+                 {"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}}, param="response_format")
 
 
 class Probabilities(Case):
