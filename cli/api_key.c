@@ -1,4 +1,5 @@
-/* The key of a server, for who serves and for who asks. It is no setting: command lines and `graft config` are there to be read. */
+/* The key of a server, for who serves and for who asks. It is no setting: command lines and `graft config` are there to be
+ * read. */
 #include "cli.h"
 
 #include "base/memory.h"

@@ -59,7 +59,8 @@ int bench_peft_write_one(const bench_peft *p, const graft_module_info *module, c
 typedef struct bench_llama bench_llama;
 
 /* Errors: UNSUPPORTED_ADAPTER (no GGUF adapter can hold it), IO_ERROR. */
-int bench_llama_write(const char *path, const char *architecture, const bench_peft *p, const graft_inspection *in, graft_error *err);
+int bench_llama_write(const char *path, const char *architecture, const bench_peft *p, const graft_inspection *in,
+                      graft_error *err);
 /* `gguf` must live as long. */
 int bench_llama_open(bench_llama **out, const char *model, const char *gguf, graft_error *err);
 /* Loads the adapter and frees it. *ms: the loading. */

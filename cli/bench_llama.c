@@ -24,7 +24,8 @@ static enum ggml_type type_of(const char *dtype) {
 }
 
 /* What is lora_A to PEFT is lora_a to libllama, [rank][n_in]; B is [n_out][rank]. Columns come first in ggml. */
-static bool add_matrix(struct gguf_context *gguf, struct ggml_context *ctx, const bench_matrix *m, const char *weight, const char *suffix) {
+static bool add_matrix(struct gguf_context *gguf, struct ggml_context *ctx, const bench_matrix *m, const char *weight,
+                       const char *suffix) {
     char name[GGML_MAX_NAME];
     if ((size_t)snprintf(name, sizeof name, "%s%s", weight, suffix) >= sizeof name) {
         return false;
@@ -49,7 +50,8 @@ static bool weight_again(const graft_inspection *in, size_t i) {
     return false;
 }
 
-static bool add_module(struct gguf_context *gguf, struct ggml_context *ctx, const bench_peft *p, const graft_inspection *in, size_t i) {
+static bool add_module(struct gguf_context *gguf, struct ggml_context *ctx, const bench_peft *p, const graft_inspection *in,
+                       size_t i) {
     const graft_module_info *module = &in->modules[i];
     bench_matrix a, b;
     return !weight_again(in, i) && bench_peft_find(p, module->module, 'A', &a) && bench_peft_find(p, module->module, 'B', &b) &&
@@ -57,7 +59,8 @@ static bool add_module(struct gguf_context *gguf, struct ggml_context *ctx, cons
            add_matrix(gguf, ctx, &a, module->weight, ".lora_a") && add_matrix(gguf, ctx, &b, module->weight, ".lora_b");
 }
 
-int bench_llama_write(const char *path, const char *architecture, const bench_peft *p, const graft_inspection *in, graft_error *err) {
+int bench_llama_write(const char *path, const char *architecture, const bench_peft *p, const graft_inspection *in,
+                      graft_error *err) {
     struct ggml_init_params params = {.mem_size = (2 * in->n_modules + 1) * ggml_tensor_overhead(), .no_alloc = true};
     struct ggml_context *ctx = ggml_init(params);
     struct gguf_context *gguf = gguf_init_empty();
@@ -70,7 +73,8 @@ int bench_llama_write(const char *path, const char *architecture, const bench_pe
     }
     for (size_t i = 0; !code && i < in->n_modules; i++) {
         if (!add_module(gguf, ctx, p, in, i)) {
-            code = gr_fail(err, GRAFT_E_UNSUPPORTED_ADAPTER, "%.200s: has no counterpart in a GGUF adapter", in->modules[i].module);
+            code = gr_fail(err, GRAFT_E_UNSUPPORTED_ADAPTER, "%.200s: has no counterpart in a GGUF adapter",
+                           in->modules[i].module);
         }
     }
     if (!code && !gguf_write_to_file(gguf, path, false)) {

@@ -76,7 +76,9 @@ static int make_registry(const loader_bench *b, const char *name, const char *fo
     if (code) {
         return cli_error(&err);
     }
-    return sum.added == expected ? CLI_GO : cli_fail(GRAFT_E_INTERNAL, "%zu adapters were registered instead of %zu", sum.added, expected);
+    return sum.added == expected
+               ? CLI_GO
+               : cli_fail(GRAFT_E_INTERNAL, "%zu adapters were registered instead of %zu", sum.added, expected);
 }
 
 static void close_place(place *p) {
@@ -153,7 +155,8 @@ static int refuse(const graft_inspection *in, const char *path) {
 /* What is to be kept of the model and the adapter. */
 static int keep_facts(loader_bench *b, const graft_model_info *info, const graft_inspection *in) {
     if (strcmp(in->format, "peft") != 0) {
-        return cli_fail(GRAFT_E_BAD_REQUEST, "%.*s: a PEFT folder is needed (the GGUF is made from it)", CLI_PATH_SHOWN, in->path);
+        return cli_fail(GRAFT_E_BAD_REQUEST, "%.*s: a PEFT folder is needed (the GGUF is made from it)", CLI_PATH_SHOWN,
+                        in->path);
     }
     b->model = cli_strdup(info->path);
     b->description = cli_strdup(info->description);
@@ -165,7 +168,8 @@ static int keep_facts(loader_bench *b, const graft_model_info *info, const graft
 }
 
 /* The folder "big" with a copy of the adapter and a second name for it; the same as a GGUF; a small adapter. */
-static int write_files(loader_bench *b, const graft_model_info *info, const graft_inspection *in, const bench_peft *p, graft_error *err) {
+static int write_files(loader_bench *b, const graft_model_info *info, const graft_inspection *in, const bench_peft *p,
+                       graft_error *err) {
     char *full = cli_temp_path("big/full"), *small = cli_temp_path("small");
     b->big = cli_temp_path("big");
     b->gguf = cli_temp_path("big.gguf");

@@ -54,9 +54,12 @@ static int list(int argc, char **argv) {
                  "them). Reads only, so it works while a server has the registry open.",
         .examples = "  graft adapter list alder\n"
                     "\n"
-                    "--json: {\"adapters\":[{\"project\",\"adapter\",\"state\",\"path\",\"generation\",\"format\",\"rank\",\"file_bytes\",\n"
-                    "  \"bytes\" (in memory),\"base\",\"pinned\",\"error\",\"created\",\"changed\",\"history\":{\"requests\",\"tokens\",\"loads\",\n"
-                    "  \"failures\",\"evictions\",\"unloads\",\"fallbacks\",\"load_ms\",\"last_loaded\",\"last_used\"}}...]}; null = not known\n",
+                    "--json: {\"adapters\":[{\"project\",\"adapter\",\"state\",\"path\",\"generation\",\"format\",\"rank\","
+                    "\"file_bytes\",\n"
+                    "  \"bytes\" (in memory),\"base\",\"pinned\",\"error\",\"created\",\"changed\","
+                    "\"history\":{\"requests\",\"tokens\",\"loads\",\n"
+                    "  \"failures\",\"evictions\",\"unloads\",\"fallbacks\",\"load_ms\",\"last_loaded\","
+                    "\"last_used\"}}...]}; null = not known\n",
         .failures = "there is no such project or no registry, or it cannot be read",
         .settings = &settings,
         .uses = CLI_SET_REGISTRY,
@@ -139,9 +142,10 @@ static void show_text(const graft_registered *a, const graft_registered_list *li
     print_line("created", cli_time(time, a->created));
     print_line("changed", cli_time(time, a->changed));
     print_line("last loaded", cli_time(time, h->last_loaded));
-    printf("%-11s %llu requests, %llu tokens, %llu loads in %.1f ms, %llu evictions, %llu unloads, %llu failures, %llu fallbacks\n",
-           "history", (unsigned long long)h->requests, (unsigned long long)h->tokens, (unsigned long long)h->loads, h->load_ms,
-           (unsigned long long)h->evictions, (unsigned long long)h->unloads, (unsigned long long)h->failures,
+    printf("%-11s %llu requests, %llu tokens, %llu loads in %.1f ms, %llu evictions, %llu unloads, %llu failures, "
+           "%llu fallbacks\n",
+           "history", (unsigned long long)h->requests, (unsigned long long)h->tokens, (unsigned long long)h->loads,
+           h->load_ms, (unsigned long long)h->evictions, (unsigned long long)h->unloads, (unsigned long long)h->failures,
            (unsigned long long)h->fallbacks);
     if (events->n) {
         print_events(events);
@@ -290,7 +294,8 @@ static int unpin(int argc, char **argv) {
 
 static int reload(int argc, char **argv) {
     return change(argc, argv, "graft adapter reload PROJECT[/ADAPTER] [options]",
-                  "Looks at an adapter's files again and registers them as they are now. If they are bad, the entry stays as it was.",
+                  "Looks at an adapter's files again and registers them as they are now. If they are bad, "
+                  "the entry stays as it was.",
                   reload_one);
 }
 
@@ -304,6 +309,7 @@ int cmd_adapter(int argc, char **argv) {
         {"adapter unpin", unpin, "let one be evicted again"},
         {"adapter reload", reload, "register one's files as they are now"},
     };
-    return cli_verb_run(verbs, CLI_COUNT(verbs), "The adapters of projects. PROJECT[/ADAPTER] names one; without ADAPTER the default one.",
-                        argc, argv);
+    return cli_verb_run(verbs, CLI_COUNT(verbs),
+                        "The adapters of projects. PROJECT[/ADAPTER] names one; without ADAPTER the default one.", argc,
+                        argv);
 }

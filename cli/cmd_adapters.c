@@ -59,16 +59,16 @@ static int report(const graft_scan_summary *s, finds *f, const char *path) {
         cli_json_set(o, "complete", json_boolean(s->complete));
         cli_json_print(o);
     } else {
-        printf("%zu added, %zu known, %zu broken, %zu refused, %zu skipped; %zu files and folders looked at\n", s->added, s->known,
-               s->broken, s->refused, s->skipped, s->entries);
+        printf("%zu added, %zu known, %zu broken, %zu refused, %zu skipped; %zu files and folders looked at\n", s->added,
+               s->known, s->broken, s->refused, s->skipped, s->entries);
     }
     if (s->complete) {
         return CLI_OK;
     }
     graft_error err = {.code = GRAFT_E_TOO_LARGE};
     snprintf(err.message, sizeof err.message,
-             "%.*s: not all was looked at: a folder could not be read, or there are more than %d entries or %d levels", CLI_PATH_SHOWN,
-             path, GRAFT_SCAN_ENTRIES, GRAFT_SCAN_DEPTH);
+             "%.*s: not all was looked at: a folder could not be read, or there are more than %d entries or %d levels",
+             CLI_PATH_SHOWN, path, GRAFT_SCAN_ENTRIES, GRAFT_SCAN_DEPTH);
     cli_error_line(&err);
     return CLI_FAILED;
 }
@@ -77,13 +77,16 @@ static int scan(int argc, char **argv) {
     cli_settings settings = cli_settings_default();
     const cli_command command = {
         .usage = "graft adapters scan DIR [options]",
-        .about = "Registers every PEFT folder and GGUF adapter below DIR, without reading weights or loading anything. The folder's\n"
-                 "name becomes the project (spaces and punctuation as '-'), its adapter `default`. Broken ones are registered as\n"
+        .about = "Registers every PEFT folder and GGUF adapter below DIR, without reading weights or loading anything. "
+                 "The folder's\n"
+                 "name becomes the project (spaces and punctuation as '-'), its adapter `default`. "
+                 "Broken ones are registered as\n"
                  "failed, with the reason. What is registered already stays; names that stand for something else are refused.\n"
                  "Names that begin with '.' are passed over; links are followed only to adapters below DIR.",
         .examples = "  graft adapters scan ~/adapters\n"
                     "\n"
-                    "--json: {\"items\":[{\"outcome\" (added, known, broken, refused, skipped),\"project\",\"adapter\",\"path\",\"error\"}...],\n"
+                    "--json: {\"items\":[{\"outcome\" (added, known, broken, refused, skipped),\"project\",\"adapter\","
+                    "\"path\",\"error\"}...],\n"
                     "  \"entries\",\"added\",\"known\",\"broken\",\"refused\",\"skipped\",\"complete\"}\n",
         .failures = "DIR cannot be read or not all of it was looked at, or the registry cannot be written",
         .settings = &settings,

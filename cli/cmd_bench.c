@@ -52,8 +52,10 @@ static double *speeds_of(const bench *b, size_t s, int mode) {
 
 static int parse(bench *b, int argc, char **argv, int *rest) {
     const cli_option options[] = {
-        {"adapter", 'a', "PATH", "an adapter, also ollama:NAME or hf:ORG/NAME; several as -a A -a B or -a A B\n(one is required)", cli_take_adapter,
-         &b->adapters, 0, 0},
+        {"adapter", 'a', "PATH",
+         "an adapter, also ollama:NAME or hf:ORG/NAME; several as -a A -a B or -a A B\n"
+         "(one is required)",
+         cli_take_adapter, &b->adapters, 0, 0},
         {"sequences", 0, "N,N,...", "sequences at once, each number is measured (default 1,8,32)", cli_take_ints,
          &b->sequences, 1, 256},
         {"new-tokens", 0, "N", "new tokens per sequence", cli_take_int, &b->new_tokens, 2, 4096},

@@ -56,15 +56,18 @@ static int parse(bench_cache *b, int argc, char **argv) {
     };
     const cli_command command = {
         .usage = "graft bench-cache [--trace FILE | --workload NAME] [options]",
-        .about = "Replays requests for adapters through the eviction policies, loading nothing: for choosing --policy. `hits` is\n"
+        .about = "Replays requests for adapters through the eviction policies, loading nothing: for choosing --policy. "
+                 "`hits` is\n"
                  "the share of requests that find their adapter in memory; `load time` is the load time of the misses, as a\n"
                  "share of what loading at each request would take. Belady knows the future; with adapters of equal size and\n"
                  "cost nothing hits more often, otherwise it is no bound.",
         .examples = "  graft bench-cache --workload all --room 3 --objects 30\n"
                     "  graft bench-cache --trace requests.txt --capacity-mb 2048 --json\n"
                     "\n"
-                    "--json: {\"workloads\":[{\"workload\",\"requests\",\"objects\",\"bytes\",\"capacity_bytes\",\"room\",\"results\":[\n"
-                    "  {\"policy\",\"hits\",\"misses\",\"evictions\",\"too_large\",\"hit_ratio\",\"load_time_ratio\"}...]}...]}\n",
+                    "--json: {\"workloads\":[{\"workload\",\"requests\",\"objects\",\"bytes\",\"capacity_bytes\",\"room\","
+                    "\"results\":[\n"
+                    "  {\"policy\",\"hits\",\"misses\",\"evictions\",\"too_large\",\"hit_ratio\","
+                    "\"load_time_ratio\"}...]}...]}\n",
         .failures = "the trace cannot be read, or a line of it is wrong",
         .options = options,
         .n_options = CLI_COUNT(options),

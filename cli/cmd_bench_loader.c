@@ -119,7 +119,8 @@ static void loading_figures(figures *f, const loader_bench *b) {
     aim(add(f, "load_ratio_libllama", "libllama's load / load", "times", cli_spread_of(b->ratio, n)), 3, true, true);
     aim(add(f, "evict_ms", "unload an idle one", "ms", unload), 1, false, true);
     aim(add_one(f, "evict_ms_mean", "eviction, mean", "ms", b->evict_mean), 1, false, true);
-    aim(add_one(f, "evict_ms_max", "eviction, longest", "ms", b->evict_max > unload.max ? b->evict_max : unload.max), 1, false, true);
+    aim(add_one(f, "evict_ms_max", "eviction, longest", "ms", b->evict_max > unload.max ? b->evict_max : unload.max), 1,
+        false, true);
 }
 
 static void collect(figures *f, const loader_bench *b) {
@@ -217,7 +218,8 @@ static void print_text(const loader_bench *b, const figures *f, const char *cpu)
     }
     cli_table_print(&table, 0);
     cli_table_finish(&table);
-    printf("\n%s, %d CPUs; libllama %s; base %s\n", cpu, (int)sysconf(_SC_NPROCESSORS_ONLN), graft_llama_version(), b->description);
+    printf("\n%s, %d CPUs; libllama %s; base %s\n", cpu, (int)sysconf(_SC_NPROCESSORS_ONLN), graft_llama_version(),
+           b->description);
     printf("adapter: %zu modules of rank %d, %s of %s, %s in memory; %d names, %d threads take leases\n", b->n_modules,
            b->rank, cli_bytes(file, b->file_bytes), b->dtype, cli_bytes(memory, b->bytes),
            b->n.names, b->threads);

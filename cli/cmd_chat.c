@@ -1,6 +1,6 @@
 /*
- * graft chat: a talk with a model of a server that runs. The server keeps nothing: each turn sends all that was said, and the server
- * reuses the KV of what it has seen already.
+ * graft chat: a talk with a model of a server that runs. The server keeps nothing: each turn sends all that was said, and
+ * the server reuses the KV of what it has seen already.
  *
  * At a terminal lines are edited and Ctrl-C ends the answer; otherwise each line of stdin is one message.
  */
@@ -55,16 +55,22 @@ static int parse(chat *c, int argc, char **argv) {
     };
     const cli_command command = {
         .usage = "graft chat [NAME] [--system TEXT] [--server URL] [options]",
-        .about = "Talks with a model of a server that runs: PROJECT, PROJECT/ADAPTER or the base's id; without NAME the server's current\n"
-                 "project, else its base. Answers are shown as they come, and all that was said is sent again with each message.\n"
+        .about = "Talks with a model of a server that runs: PROJECT, PROJECT/ADAPTER or the base's id; "
+                 "without NAME the server's current\n"
+                 "project, else its base. Answers are shown as they come, and all that was said is sent again with each "
+                 "message.\n"
                  "\n"
-                 "At a terminal Ctrl-C ends an answer, Ctrl-D the talk, and lines are kept in chat_history in the user's folder for\n"
-                 "what programs remember (~/.local/state/graft). Otherwise each line of stdin is a message. /help tells the commands.",
+                 "At a terminal Ctrl-C ends an answer, Ctrl-D the talk, and lines are kept in chat_history in the user's "
+                 "folder for\n"
+                 "what programs remember (~/.local/state/graft). Otherwise each line of stdin is a message. "
+                 "/help tells the commands.",
         .examples = "  graft chat alder\n"
                     "  printf 'Who maintains this?\\nSince when?\\n' | graft chat alder\n"
                     "\n"
-                    "--json: one object per answer: {\"text\",\"model\",\"adapter\",\"fallback\" (null, or why the base answered instead),\n"
-                    "  \"finish_reason\",\"prompt_tokens\",\"cached_tokens\",\"completion_tokens\",\"first_token_ms\",\"tokens_per_second\"}\n",
+                    "--json: one object per answer: {\"text\",\"model\",\"adapter\",\"fallback\" (null, "
+                    "or why the base answered instead),\n"
+                    "  \"finish_reason\",\"prompt_tokens\",\"cached_tokens\",\"completion_tokens\",\"first_token_ms\","
+                    "\"tokens_per_second\"}\n",
         .failures = "the server cannot be asked, or a message was not answered (at a terminal the talk goes on)",
         .options = options,
         .n_options = CLI_COUNT(options),
@@ -376,7 +382,8 @@ static void do_stats(chat *c, const char *argument) {
     (void)argument;
     if (f->known) {
         sayf(c,
-             "last answer: %lld tokens at %.1f tokens/s, the first after %.0f ms; %lld tokens of prompt, %lld of them from the cache\n",
+             "last answer: %lld tokens at %.1f tokens/s, the first after %.0f ms; %lld tokens of prompt, "
+             "%lld of them from the cache\n",
              (long long)f->completion, f->per_second, f->first_ms, (long long)f->prompt, (long long)f->cached);
     }
     sayf(c, "this talk: %lld answers, %lld tokens; %zu messages are sent with the next\n", (long long)c->answers,

@@ -6,16 +6,19 @@
 static int parse(cli_settings *s, int argc, char **argv) {
     const cli_command command = {
         .usage = "graft config [any setting] [--json]",
-        .about = "Shows every setting as a command given the same flags would see it, and where it comes from: default, file and\n"
+        .about = "Shows every setting as a command given the same flags would see it, and where it comes from: default, "
+                 "file and\n"
                  "line, environment or flag; the later of these beats the earlier. Needs no model.\n"
                  "\n"
-                 "The settings file holds lines `key = value`; '#' and ';' at the beginning of a line, and ';' after a blank, begin a\n"
+                 "The settings file holds lines `key = value`; '#' and ';' at the beginning of a line, "
+                 "and ';' after a blank, begin a\n"
                  "comment. Without --config it is $GRAFT_CONFIG, else the user's graft.ini if there is one; /dev/null is none.",
         .examples = "  graft config\n"
                     "  graft config --config server.ini --max-adapters 8\n"
                     "  GRAFT_POLICY=sieve graft config --json\n"
                     "\n"
-                    "--json: {\"file\" (that was read, or null),\"settings\":[{\"name\",\"value\",\"from\" (default, file, environment,\n"
+                    "--json: {\"file\" (that was read, or null),\"settings\":[{\"name\",\"value\",\"from\" (default, file, "
+                    "environment,\n"
                     "  flag),\"where\",\"default\",\"allowed\",\"flag\",\"environment\",\"help\"}...]}\n",
         .failures = "stdout could not be written",
         .settings = s,
@@ -53,7 +56,8 @@ static json_t *value_json(const cli_settings *s, int id) {
     switch (t->kind) {
     case CLI_INT: return cli_json_integer(*(const int *)at);
     case CLI_BOOL: return json_boolean(*(const bool *)at);
-    case CLI_CHOICE: return cli_choice_at(t->value, *(const int *)at, &start, &length) ? cli_json_text(start, length) : json_null();
+    case CLI_CHOICE:
+        return cli_choice_at(t->value, *(const int *)at, &start, &length) ? cli_json_text(start, length) : json_null();
     case CLI_STRING:
     case CLI_PATH: break;
     }

@@ -64,8 +64,10 @@ static int parse(demo *d, int argc, char **argv) {
         .examples = "  graft demo -m base.gguf --projects examples/projects --questions examples/questions.jsonl\n"
                     "\n"
                     "--json: {\"questions\":[{\"question\",\"answers\":[{\"adapter\",\"text\",\"prompt_tokens\",\n"
-                    "  \"completion_tokens\",\"finish_reason\",\"ms\"}...]}...],\"tokens_per_second\",\"refused\":{\"code\"...},\n"
-                    "  \"switches\":[{\"project\",\"adapter\",\"hit\",\"ms\",\"evicted\"}...],\"adapters\":[{\"project\",\"adapter\",\n"
+                    "  \"completion_tokens\",\"finish_reason\",\"ms\"}...]}...],\"tokens_per_second\","
+                    "\"refused\":{\"code\"...},\n"
+                    "  \"switches\":[{\"project\",\"adapter\",\"hit\",\"ms\",\"evicted\"}...],\"adapters\":[{\"project\","
+                    "\"adapter\",\n"
                     "  \"state\",\"bytes\",\"requests\",\"hits\"...}...],\"loader\":{\"hits\",\"misses\"...},\"memory\":{...},\n"
                     "  \"health\":{\"state\",\"reasons\"}}; adapter null is the base\n",
         .failures = "the model, an adapter or a question was refused, or an answer failed",
@@ -440,7 +442,8 @@ static void print_batch(const demo *d, uint64_t tokens, double seconds) {
     graft_stats stats;
     graft_model_get_info(d->g, &info);
     graft_get_stats(d->g, &stats);
-    printf("\n%zu answers, %llu tokens in %.2f s with loading: %.1f tokens/s,\nup to %llu rows and %llu adapters in one decode; base: %s\n",
+    printf("\n%zu answers, %llu tokens in %.2f s with loading: %.1f tokens/s,\n"
+           "up to %llu rows and %llu adapters in one decode; base: %s\n",
            d->n_questions * columns(d), (unsigned long long)tokens, seconds, (double)tokens / seconds,
            (unsigned long long)stats.largest_batch, (unsigned long long)stats.most_adapters, info.description);
 }

@@ -44,13 +44,17 @@ static int parse(doctor *d, int argc, char **argv) {
     };
     const cli_command command = {
         .usage = "graft doctor [-m MODEL] [--quick] [options]",
-        .about = "Looks at the machine, the settings, the model (which is opened and tested, unless --quick), the registry and the files of\n"
-                 "every registered adapter, the disk, the key, TLS, and the server or the port where one would listen. Changes nothing.\n"
-                 "Each line is ok, warn (it works, but) or fail, with what to do about it. What a system does not tell is \"unknown\".",
+        .about = "Looks at the machine, the settings, the model (which is opened and tested, unless --quick), "
+                 "the registry and the files of\n"
+                 "every registered adapter, the disk, the key, TLS, and the server or the port where one would listen. "
+                 "Changes nothing.\n"
+                 "Each line is ok, warn (it works, but) or fail, with what to do about it. "
+                 "What a system does not tell is \"unknown\".",
         .examples = "  graft doctor\n"
                     "  graft doctor --quick --json\n"
                     "\n"
-                    "--json: {\"checks\":[{\"name\",\"state\" (ok, warn, fail),\"text\",\"fix\" (or null)}...],\"ok\",\"warn\",\"fail\"}\n",
+                    "--json: {\"checks\":[{\"name\",\"state\" (ok, warn, fail),\"text\",\"fix\" (or null)}...],\"ok\","
+                    "\"warn\",\"fail\"}\n",
         .failures = "at least one line is fail",
         .options = options,
         .n_options = CLI_COUNT(options),

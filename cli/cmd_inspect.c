@@ -19,7 +19,8 @@ static int parse(cli_settings *s, int argc, char **argv, int *rest) {
                     "  \"reasons\":[{\"severity\",\"code\",\"where\",\"message\"}...]}\n",
         .failures = "the adapter cannot be loaded, or the model cannot be opened",
         .settings = s,
-        .uses = CLI_SET(MODEL) | CLI_SET(ADAPTER_TYPE) | CLI_SET(MAX_ADAPTER_MB) | CLI_SET(MEMORY_LIMIT_MB) | CLI_SET_STORES | CLI_SET_LOG,
+        .uses = CLI_SET(MODEL) | CLI_SET(ADAPTER_TYPE) | CLI_SET(MAX_ADAPTER_MB) | CLI_SET(MEMORY_LIMIT_MB) |
+                CLI_SET_STORES | CLI_SET_LOG,
     };
     return cli_parse(&command, argc, argv, rest);
 }

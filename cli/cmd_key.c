@@ -175,7 +175,8 @@ static int add(int argc, char **argv) {
     };
     cli_command command = {
         .usage = "graft key add NAME [--project PROJECT]... [--server URL | --registry FILE] [options]",
-        .about = "Makes a key and shows it, this once: only its hash is kept. The key alone goes to stdout. Once there is a key every\n"
+        .about = "Makes a key and shows it, this once: only its hash is kept. The key alone goes to stdout. "
+                 "Once there is a key every\n"
                  "request must bring one, so the first must be for all projects.\n" WHERE,
         .examples = "  graft key add admin --registry ~/.local/share/graft/registry.db > admin.key\n"
                     "  graft key add alder-app --project alder --api-key-file admin.key\n"

@@ -121,7 +121,9 @@ static int run(change *c, const cli_option *options, size_t n, int argc, char **
 
 /* ---- the commands ------------------------------------------------------------------------------------- */
 
-#define JSON_HELP "\n--json: {\"adapter\",\"done\",\"freed_bytes\",\"pending_bytes\"}, the last two null where the server does not say\n"
+#define JSON_HELP                                                                   \
+    "\n--json: {\"adapter\",\"done\",\"freed_bytes\",\"pending_bytes\"}, "          \
+    "the last two null where the server does not say\n"
 #define FAILS "the server cannot be asked, has no adapter of that name, or could not do it"
 
 int cmd_load(int argc, char **argv) {
@@ -130,8 +132,10 @@ int cmd_load(int argc, char **argv) {
         .verb = "load",
         .doing = "loading",
         .done = "loaded",
-        .about = "Brings a registered adapter into the memory of a server that runs, before a request asks for it. One that is there\n"
-                 "already stays as it is, unless its files are to be read again (--reload): then running answers end with the version\n"
+        .about = "Brings a registered adapter into the memory of a server that runs, before a request asks for it. "
+                 "One that is there\n"
+                 "already stays as it is, unless its files are to be read again (--reload): "
+                 "then running answers end with the version\n"
                  "they began with.",
         .examples = "  graft load alder\n  graft load alder/v2 --reload\n" JSON_HELP,
         .failures = FAILS,
@@ -148,7 +152,8 @@ int cmd_unload(int argc, char **argv) {
         .verb = "unload",
         .doing = "unloading",
         .done = "unloaded",
-        .about = "Takes an adapter out of the memory of a server that runs. It stays registered: the next request for it loads it again.\n"
+        .about = "Takes an adapter out of the memory of a server that runs. It stays registered: "
+                 "the next request for it loads it again.\n"
                  "Answers that use it end as they began, and its memory goes with the last of them.",
         .examples = "  graft unload alder\n" JSON_HELP,
         .failures = FAILS,
@@ -163,8 +168,10 @@ static int pin(bool off, int argc, char **argv) {
         .doing = off ? "unpinning" : "pinning",
         .done = off ? "unpinned" : "pinned",
         .about = off ? "Lets an adapter of a server that runs be evicted again when room is needed."
-                     : "Keeps an adapter in the memory of a server that runs once it is there: it is never evicted. graft unpin undoes it.\n"
-                       "The pin is kept in the registry. (graft adapter pin does the same to a registry that no server has open.)",
+                     : "Keeps an adapter in the memory of a server that runs once it is there: it is never evicted. "
+                       "graft unpin undoes it.\n"
+                       "The pin is kept in the registry. (graft adapter pin does the same to a registry that no server has "
+                       "open.)",
         .examples = off ? "  graft unpin alder\n" JSON_HELP : "  graft pin alder\n" JSON_HELP,
         .failures = FAILS,
     };
@@ -184,7 +191,8 @@ int cmd_switch(int argc, char **argv) {
         .set = cli_settings_default(),
         .doing = "switching to",
         .done = "switched to",
-        .about = "Makes an adapter what a server that runs answers with where a request names no model. It is loaded first: until then, and\n"
+        .about = "Makes an adapter what a server that runs answers with where a request names no model. It is loaded first: "
+                 "until then, and\n"
                  "if that fails, the one before stays.",
         .examples = "  graft switch alder\n" JSON_HELP,
         .failures = FAILS,

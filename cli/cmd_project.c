@@ -74,7 +74,8 @@ static int list(int argc, char **argv) {
         .about = "Lists the projects. Reads only, so it works while a server has the registry open.",
         .examples = "  graft project list --json\n"
                     "\n"
-                    "--json: {\"projects\":[{\"project\",\"adapters\",\"file_bytes\",\"created\",\"changed\",\"history\":{...}}...]}\n",
+                    "--json: {\"projects\":[{\"project\",\"adapters\",\"file_bytes\",\"created\",\"changed\","
+                    "\"history\":{...}}...]}\n",
         .failures = "there is no registry, or it cannot be read",
         .settings = &settings,
         .uses = CLI_SET_REGISTRY,
@@ -105,12 +106,13 @@ static int list(int argc, char **argv) {
 static void show_text(const graft_project_info *p, const graft_registered_list *adapters) {
     char created[CLI_TIME_SIZE], changed[CLI_TIME_SIZE], used[CLI_TIME_SIZE], bytes[CLI_BYTES_SIZE];
     const graft_history *h = &p->history;
-    printf("project %s: created %s, changed %s, last used %s\n", p->name, cli_time(created, p->created), cli_time(changed, p->changed),
-           cli_time(used, h->last_used));
-    printf("%zu adapter%s, %s of files; %llu requests, %llu tokens, %llu loads, %llu evictions, %llu failures, %llu fallbacks\n\n",
-           p->n_adapters, p->n_adapters == 1 ? "" : "s", cli_bytes(bytes, p->file_bytes), (unsigned long long)h->requests, (unsigned long long)h->tokens,
-           (unsigned long long)h->loads, (unsigned long long)h->evictions, (unsigned long long)h->failures,
-           (unsigned long long)h->fallbacks);
+    printf("project %s: created %s, changed %s, last used %s\n", p->name, cli_time(created, p->created),
+           cli_time(changed, p->changed), cli_time(used, h->last_used));
+    printf("%zu adapter%s, %s of files; %llu requests, %llu tokens, %llu loads, %llu evictions, %llu failures, "
+           "%llu fallbacks\n\n",
+           p->n_adapters, p->n_adapters == 1 ? "" : "s", cli_bytes(bytes, p->file_bytes), (unsigned long long)h->requests,
+           (unsigned long long)h->tokens, (unsigned long long)h->loads, (unsigned long long)h->evictions,
+           (unsigned long long)h->failures, (unsigned long long)h->fallbacks);
     cli_registered_print(adapters);
 }
 
@@ -217,6 +219,6 @@ int cmd_project(int argc, char **argv) {
         {"project rename", rename_project, "give one another name"},
         {"project rm", rm, "remove one with its adapters' entries"},
     };
-    return cli_verb_run(verbs, CLI_COUNT(verbs), "Projects are the names that applications use; each has one or more adapters.", argc,
-                        argv);
+    return cli_verb_run(verbs, CLI_COUNT(verbs),
+                        "Projects are the names that applications use; each has one or more adapters.", argc, argv);
 }

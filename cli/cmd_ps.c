@@ -15,7 +15,8 @@ static int parse(ps *p, int argc, char **argv) {
     };
     const cli_command command = {
         .usage = "graft ps [--all] [--server URL] [options]",
-        .about = "Shows what a server that runs has in memory and does: its model, memory, slots, and adapters with state, bytes, leases\n"
+        .about = "Shows what a server that runs has in memory and does: its model, memory, slots, and adapters with state, "
+                 "bytes, leases\n"
                  "(who uses them now), pin and last use. A key that is not for all projects sees those it is for.",
         .examples = "  graft ps\n"
                     "  graft ps --all --server https://models.example:8443 --api-key-file key.txt\n"

@@ -18,7 +18,8 @@ static json_t *file_json(const graft_registry_file *f) {
 static void print_file(const char *what, const graft_registry_file *f) {
     char time[CLI_TIME_SIZE];
     if (f->error.code == 0) {
-        printf("%-9s whole: %zu projects, %zu adapters; written %s\n", what, f->projects, f->adapters, cli_time(time, f->written));
+        printf("%-9s whole: %zu projects, %zu adapters; written %s\n", what, f->projects, f->adapters,
+               cli_time(time, f->written));
         return;
     }
     gr_buffer line;
@@ -43,11 +44,13 @@ static int check(int argc, char **argv) {
     cli_settings settings = cli_settings_default();
     const cli_command command = {
         .usage = "graft registry check [options]",
-        .about = "Reads all of the registry and of its backup, and says whether they are whole. Changes nothing, and works while a\n"
+        .about = "Reads all of the registry and of its backup, and says whether they are whole. Changes nothing, "
+                 "and works while a\n"
                  "server has the registry open.",
         .examples = "  graft registry check\n"
                     "\n"
-                    "--json: {\"registry\":{\"whole\",\"projects\",\"adapters\",\"written\",\"error\"},\"backup\":{...} likewise}\n",
+                    "--json: {\"registry\":{\"whole\",\"projects\",\"adapters\",\"written\",\"error\"},\"backup\":{...} "
+                    "likewise}\n",
         .failures = "the registry is damaged, or there is none",
         .settings = &settings,
         .uses = CLI_SET_REGISTRY,
@@ -82,7 +85,8 @@ static int recover(int argc, char **argv) {
     cli_settings settings = cli_settings_default();
     const cli_command command = {
         .usage = "graft registry recover [options]",
-        .about = "Puts the backup in the place of a damaged registry. The damaged file is kept beside it, as FILE.damaged-TIME. A\n"
+        .about = "Puts the backup in the place of a damaged registry. The damaged file is kept beside it, "
+                 "as FILE.damaged-TIME. A\n"
                  "registry that is whole is left alone. What changed since the backup was made is lost; it is made whenever a\n"
                  "registry that was changed is closed, and after each 256 changes.",
         .examples = "  graft registry recover\n"
@@ -110,7 +114,8 @@ static int recover(int argc, char **argv) {
         cli_json_print(all);
         return CLI_OK;
     }
-    printf("recovered %zu projects, %zu adapters, as of %s\n", c.backup.projects, c.backup.adapters, cli_time(time, c.backup.written));
+    printf("recovered %zu projects, %zu adapters, as of %s\n", c.backup.projects, c.backup.adapters,
+           cli_time(time, c.backup.written));
     if (*c.damaged) {
         printf("the damaged file is %s now\n", c.damaged);
     }

@@ -1,6 +1,6 @@
 /*
- * graft serve: the settings, the registry and the model; all the rest is server/. The order matters: the address first, since a port
- * in use must not cost a model's loading, then the registry, then the model.
+ * graft serve: the settings, the registry and the model; all the rest is server/. The order matters: the address first,
+ * since a port in use must not cost a model's loading, then the registry, then the model.
  */
 #include "registry_cli.h"
 
@@ -34,20 +34,23 @@ static int parse(serve *v, int argc, char **argv) {
          cli_take_string, &v->adapters, 0, 0},
         {"port-file", 0, "FILE", "write the port to FILE once requests are answered", cli_take_string, &v->port_file, 0, 0},
         {"connections", 0, "N", "open at once; more wait", cli_take_int, &v->connections, 1, 100000},
-        {"request-ms", 0, "MS", "a request must come in within this time and a second for each 16 KiB", cli_take_int, &v->request_ms, 10,
-         600000},
+        {"request-ms", 0, "MS", "a request must come in within this time and a second for each 16 KiB", cli_take_int,
+         &v->request_ms, 10, 600000},
         {"idle-ms", 0, "MS", "a connection without requests is closed after this time", cli_take_int, &v->idle_ms, 10, 86400000},
         {"ping-ms", 0, "MS", "a stream that is silent for this time gets a comment", cli_take_int, &v->ping_ms, 10, 86400000},
         {"write-ms", 0, "MS", "a client that reads nothing for this time is cut off", cli_take_int, &v->write_ms, 10, 86400000},
     };
     const cli_command command = {
         .usage = "graft serve -m MODEL [--registry FILE] [--adapters DIR] [--host H] [--port P] [--slots N] [options]",
-        .about = "Serves the base and every registered adapter as models of OpenAI's API, all in one continuous batch. `model` in a\n"
-                 "request is the base's id, PROJECT or PROJECT/ADAPTER; adapters are loaded when they are asked for. SIGTERM lets\n"
+        .about = "Serves the base and every registered adapter as models of OpenAI's API, all in one continuous batch. "
+                 "`model` in a\n"
+                 "request is the base's id, PROJECT or PROJECT/ADAPTER; adapters are loaded when they are asked for. "
+                 "SIGTERM lets\n"
                  "answers under way finish (--drain-s), a second one ends at once.\n"
                  "\n"
                  "Only this machine can connect unless --host says otherwise, and another address needs a key: in the file that\n"
-                 "--api-key-file names, in GRAFT_API_KEY or in the registry (graft key). Slots are 8, and max_adapters is at least\n"
+                 "--api-key-file names, in GRAFT_API_KEY or in the registry (graft key). Slots are 8, "
+                 "and max_adapters is at least\n"
                  "their number, unless they are set.",
         .examples = "  graft serve -m base.gguf --adapters ~/adapters\n"
                     "  graft serve -m base.gguf --host 0.0.0.0 --api-key-file key.txt --port 80\n"
@@ -76,7 +79,8 @@ static void ready(const char *host, int port, void *user) {
     serve *v = user;
     char line[256];
     bool six = strchr(host, ':') != NULL;
-    int n = snprintf(line, sizeof line, "graft: serving on %s://%s%s%s:%d\n", v->set.tls_cert ? "https" : "http", six ? "[" : "", host, six ? "]" : "", port);
+    int n = snprintf(line, sizeof line, "graft: serving on %s://%s%s%s:%d\n", v->set.tls_cert ? "https" : "http",
+                     six ? "[" : "", host, six ? "]" : "", port);
     cli_progress_end();
     cli_stderr(line, (size_t)n);
     if (v->port_file && write_port(v->port_file, port) != 0) {
@@ -125,10 +129,11 @@ static int scan(const serve *v, graft_registry *registry) {
     if (graft_registry_scan(registry, v->adapters, NULL, NULL, &found, &err) != 0) {
         return cli_error(&err);
     }
-    cli_log_line(GRAFT_LOG_INFO, 0, "%s: %zu adapters added, %zu known, %zu broken, %zu refused", v->adapters, found.added, found.known,
-                 found.broken, found.refused);
+    cli_log_line(GRAFT_LOG_INFO, 0, "%s: %zu adapters added, %zu known, %zu broken, %zu refused", v->adapters, found.added,
+                 found.known, found.broken, found.refused);
     if (found.broken + found.refused) {
-        cli_log_line(GRAFT_LOG_WARN, 0, "%s: %zu adapters are broken and %zu could not be registered; `graft adapters scan` says why",
+        cli_log_line(GRAFT_LOG_WARN, 0,
+                     "%s: %zu adapters are broken and %zu could not be registered; `graft adapters scan` says why",
                      v->adapters, found.broken, found.refused);
     }
     return CLI_GO;

@@ -44,13 +44,13 @@ static void tell_open(doctor *d, const graft *g) {
     graft_model_info i;
     graft_model_get_info(g, &i);
     doctor_say(d, i.adapters_supported ? DOCTOR_OK : DOCTOR_FAIL, "architecture",
-               i.adapters_supported ? NULL : "another base: the README lists the architectures", "%s (%s), adapters %s", i.architecture,
-               i.description, i.adapters_supported ? "supported" : "not supported");
+               i.adapters_supported ? NULL : "another base: the README lists the architectures", "%s (%s), adapters %s",
+               i.architecture, i.description, i.adapters_supported ? "supported" : "not supported");
     bool odd = i.apply == GRAFT_APPLY_GROUPED && d->set.apply == GRAFT_APPLY_AUTO && !d->set.gpu;
     doctor_say(d, odd ? DOCTOR_WARN : DOCTOR_OK, "adapters",
                odd ? "mixed batches are slow so; docs/libllama.md says what it rests on" : NULL,
-               "applied by %s: %s; kernels %s, %d threads", i.apply == GRAFT_APPLY_ROWS ? "rows" : "groups", i.apply_reason, i.kernels,
-               i.threads);
+               "applied by %s: %s; kernels %s, %d threads", i.apply == GRAFT_APPLY_ROWS ? "rows" : "groups", i.apply_reason,
+               i.kernels, i.threads);
 }
 
 /* With one short slot, so that a server beside it keeps its memory. */

@@ -126,7 +126,8 @@ static void check_memory(doctor *d) {
         return;
     }
     doctor_say(d, over ? DOCTOR_WARN : DOCTOR_OK, "memory", over ? "a lower memory_limit_mb says what there is" : NULL,
-               "%s%s%s%s; graft takes at most %s (memory_limit_mb)", cli_bytes(all, machine), cgroup && cgroup < machine ? ", of which the cgroup allows " : "",
+               "%s%s%s%s; graft takes at most %s (memory_limit_mb)", cli_bytes(all, machine),
+               cgroup && cgroup < machine ? ", of which the cgroup allows " : "",
                cgroup && cgroup < machine ? cli_bytes(group, cgroup) : "", cgroup ? "" : ", no cgroup limit",
                limit ? cli_bytes(wanted, limit) : "all of it");
 }

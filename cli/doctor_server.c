@@ -119,7 +119,8 @@ void doctor_server(doctor *d) {
         check_place(d, &err);
     } else {
         bool trust = strcmp(err.code, "tls_failed") == 0;
-        doctor_say(d, DOCTOR_FAIL, "server", trust ? "--ca-file" : "another --port, or correct the setting `server`", "%s", err.message);
+        doctor_say(d, DOCTOR_FAIL, "server", trust ? "--ca-file" : "another --port, or correct the setting `server`", "%s",
+                   err.message);
     }
     json_decref(health);
     remote_close(r);

@@ -6,8 +6,8 @@
 
 typedef struct line_editor line_editor;
 
-/* `history` is a file that is read now and written with each line, for this user alone; NULL = none is kept. NULL if libedit cannot
- * have the terminal. */
+/* `history` is a file that is read now and written with each line, for this user alone; NULL = none is kept. NULL if libedit
+ * cannot have the terminal. */
 line_editor *line_editor_open(const char *history);
 void line_editor_close(line_editor *e);
 

@@ -31,7 +31,8 @@ static void report_finish(report *r) {
 static int report_take(report *out, graft *g, graft_registry *registry) {
     graft_error err = {0};
     memset(out, 0, sizeof *out);
-    if (graft_registry_adapter_list(&out->names, registry, NULL, NULL, &err) != 0 || graft_loaded_adapters(&out->loaded, g, &err) != 0) {
+    if (graft_registry_adapter_list(&out->names, registry, NULL, NULL, &err) != 0 ||
+        graft_loaded_adapters(&out->loaded, g, &err) != 0) {
         report_finish(out);
         return cli_error(&err);
     }
@@ -126,7 +127,8 @@ static void print_blocks(const char *const *heads, char (*rows)[COLUMNS][CELL], 
 }
 
 static void print_adapters(const report *r) {
-    static const char *const heads[COLUMNS] = {"adapter", "state", "in memory", "requests", "loads", "evictions", "ms a load", "last used"};
+    static const char *const heads[COLUMNS] = {"adapter", "state", "in memory", "requests", "loads", "evictions",
+                                               "ms a load", "last used"};
     char(*rows)[COLUMNS][CELL] = cli_alloc(r->names->n + 1, sizeof *rows);
     for (size_t i = 0; i < r->names->n; i++) {
         fill_row(rows[i], &r->names->items[i], loaded_of(r, &r->names->items[i]));

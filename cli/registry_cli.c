@@ -233,7 +233,8 @@ static void print_row(cli_table *t, const graft_registered *a) {
 }
 
 void cli_registered_print(const graft_registered_list *list) {
-    static const char *const heads[] = {"project", "adapter", "state", "format", "rank", "file", "memory", "requests", "last used"};
+    static const char *const heads[] = {"project", "adapter", "state", "format", "rank", "file", "memory", "requests",
+                                        "last used"};
     cli_table table;
     cli_table_init(&table, CLI_COUNT(heads), heads, 0xf0);
     for (size_t i = 0; i < list->n; i++) {

@@ -1,6 +1,7 @@
 /*
- * Asking a server that runs (remote.c): HTTP over libcurl, with a bound to everything that comes back. The address, the key and the
- * certificates to trust are settings. Redirects are not followed, no proxy is asked, and nothing but http and https is spoken.
+ * Asking a server that runs (remote.c): HTTP over libcurl, with a bound to everything that comes back. The address, the key
+ * and the certificates to trust are settings. Redirects are not followed, no proxy is asked, and nothing but http and https
+ * is spoken.
  */
 #ifndef GRAFT_REMOTE_H
 #define GRAFT_REMOTE_H
@@ -34,8 +35,8 @@ char *remote_path(remote *r, const char *before, const char *name, const char *a
 /* A call whose reply is a JSON object, within 60 s. *out: json_decref. */
 int remote_ask(json_t **out, remote *r, const char *method, const char *path, const json_t *body, remote_error *err);
 
-/* One that changes adapters: its reply is a text, and may take as long as reading a large adapter does. Shows `what` on a terminal
- * while it waits. */
+/* One that changes adapters: its reply is a text, and may take as long as reading a large adapter does. Shows `what` on a
+ * terminal while it waits. */
 typedef struct remote_change {
     char text[600];
     bool told; /* the two below */

@@ -13,9 +13,11 @@ enum { MIB = 1 << 20, MB_MOST = 1 << 24 /* 16 TiB */ };
 #define AT(field) offsetof(cli_settings, field)
 
 const cli_setting cli_setting_table[CLI_N_SETTINGS] = {
-    [CLI_ID_MODEL] = {"model", "model", 'm', CLI_PATH, "FILE", AT(model), 0, 0, "the base model: a GGUF file, ollama:NAME or hf:ORG/NAME"},
+    [CLI_ID_MODEL] = {"model", "model", 'm', CLI_PATH, "FILE", AT(model), 0, 0,
+                      "the base model: a GGUF file, ollama:NAME or hf:ORG/NAME"},
     [CLI_ID_REGISTRY] = {"registry", "registry", 0, CLI_PATH, "FILE", AT(registry), 0, 0,
-                         "the registry of projects and adapters (default: registry.db in\nthe user's data folder for graft)"},
+                         "the registry of projects and adapters (default: registry.db in\n"
+                         "the user's data folder for graft)"},
     [CLI_ID_SLOTS] = {"slots", "slots", 's', CLI_INT, "N", AT(slots), 0, 256,
                       "sequences in flight at once, 0 = as the command needs: one per\n"
                       "answer, at most 8 (run) or 16 (demo); 8 (serve)"},
@@ -39,13 +41,15 @@ const cli_setting cli_setting_table[CLI_N_SETTINGS] = {
     [CLI_ID_MAX_ADAPTERS] = {"max_adapters", "max-adapters", 0, CLI_INT, "N", AT(max_adapters), 0, 100000,
                              "registered adapters in memory at once, 0 = bounded by memory only"},
     [CLI_ID_MEMORY_LIMIT_MB] = {"memory_limit_mb", "memory-limit-mb", 0, CLI_INT, "MIB", AT(memory_limit_mb), 0, MB_MOST,
-                                "memory for base, caches, adapters and graft itself, 0 = what the\nmachine or its cgroup has"},
+                                "memory for base, caches, adapters and graft itself, 0 = what the\n"
+                                "machine or its cgroup has"},
     [CLI_ID_POLICY] = {"policy", "policy", 0, CLI_CHOICE, "lru|sieve|s3fifo|wtinylfu|gdsf", AT(policy), 0, 0,
                        "which registered adapter leaves memory when room is needed"},
     [CLI_ID_FALLBACK] = {"fallback", "fallback", 0, CLI_CHOICE, "base|error", AT(fallback), 0, 0,
                          "a registered adapter that cannot be had: answer with the base and say\nso, or fail"},
     [CLI_ID_ADAPTER_WAIT_MS] = {"adapter_wait_ms", "adapter-wait-ms", 0, CLI_INT, "MS", AT(adapter_wait_ms), 0, 86400000,
-                                "how long a request waits for its adapter, 0 = as long as loading takes,\nand not at all for room"},
+                                "how long a request waits for its adapter, 0 = as long as loading takes,\n"
+                                "and not at all for room"},
     [CLI_ID_RETRY_ATTEMPTS] = {"retry_attempts", "retry-attempts", 0, CLI_INT, "N", AT(retry_attempts), 1, 10,
                                "tries to load an adapter when an error may pass"},
     [CLI_ID_RETRY_BASE_MS] = {"retry_base_ms", "retry-base-ms", 0, CLI_INT, "MS", AT(retry_base_ms), 1, 60000,
@@ -63,19 +67,23 @@ const cli_setting cli_setting_table[CLI_N_SETTINGS] = {
     [CLI_ID_OLLAMA_MODELS] = {"ollama_models", "ollama-models", 0, CLI_PATH, "DIR", AT(ollama_models), 0, 0,
                               "where Ollama keeps its models (default: $OLLAMA_MODELS, else\n~/.ollama/models)"},
     [CLI_ID_HF_HUB] = {"hf_hub", "hf-hub", 0, CLI_PATH, "DIR", AT(hf_hub), 0, 0,
-                       "Hugging Face's local cache (default: $HF_HUB_CACHE, else $HF_HOME/hub,\nelse ~/.cache/huggingface/hub)"},
+                       "Hugging Face's local cache (default: $HF_HUB_CACHE, else $HF_HOME/hub,\n"
+                       "else ~/.cache/huggingface/hub)"},
     [CLI_ID_HOST] = {"host", "host", 0, CLI_STRING, "ADDRESS", AT(host), 0, 0, "the numeric address to listen on"},
     [CLI_ID_PORT] = {"port", "port", 0, CLI_INT, "N", AT(port), 0, 65535, "the port to listen on, 0 = any free one"},
     [CLI_ID_INSECURE_LISTEN] = {"insecure_listen", "insecure-listen", 0, CLI_BOOL, NULL, AT(insecure_listen), 0, 0,
                                 "listen on another address than the loopback's without a key"},
     [CLI_ID_API_KEY_FILE] = {"api_key_file", "api-key-file", 0, CLI_PATH, "FILE", AT(api_key_file), 0, 0,
-                             "a file whose first line is the key that clients must send, and that\ncommands send (default: GRAFT_API_KEY in the environment, else none)"},
+                             "a file whose first line is the key that clients must send, and that\n"
+                             "commands send (default: GRAFT_API_KEY in the environment, else none)"},
     [CLI_ID_TLS_CERT] = {"tls_cert", "tls-cert", 0, CLI_PATH, "FILE", AT(tls_cert), 0, 0,
                          "serve HTTPS with the certificate (and its chain) of this PEM file"},
     [CLI_ID_TLS_KEY] = {"tls_key", "tls-key", 0, CLI_PATH, "FILE", AT(tls_key), 0, 0,
-                        "the certificate's private key, a PEM file without a passphrase. Both files\nare read again at SIGHUP"},
+                        "the certificate's private key, a PEM file without a passphrase. Both files\n"
+                        "are read again at SIGHUP"},
     [CLI_ID_CORS_ORIGINS] = {"cors_origins", "cors-origins", 0, CLI_STRING, "LIST", AT(cors_origins), 0, 0,
-                             "origins whose pages may read answers, such as https://a.example, separated\nby commas; * = any (default: none)"},
+                             "origins whose pages may read answers, such as https://a.example, separated\n"
+                             "by commas; * = any (default: none)"},
     [CLI_ID_QUEUE] = {"queue", "queue", 0, CLI_INT, "N", AT(queue), 0, 65000,
                       "answers that may wait for a slot; more are refused"},
     [CLI_ID_DEADLINE_S] = {"deadline_s", "deadline-s", 0, CLI_INT, "S", AT(deadline_s), 0, 86400,
@@ -86,7 +94,8 @@ const cli_setting cli_setting_table[CLI_N_SETTINGS] = {
                               "adapters that nobody asked for in this time leave memory, 0 = never; a\n"
                               "request's keep_alive goes before"},
     [CLI_ID_SERVER] = {"server", "server", 0, CLI_STRING, "URL", AT(server), 0, 0,
-                       "the server that commands ask (default: http://127.0.0.1:8080, or where the\nsettings host, port and tls_cert say that graft serve listens)"},
+                       "the server that commands ask (default: http://127.0.0.1:8080, or where the\n"
+                       "settings host, port and tls_cert say that graft serve listens)"},
     [CLI_ID_CA_FILE] = {"ca_file", "ca-file", 0, CLI_PATH, "FILE", AT(ca_file), 0, 0,
                         "for https: the certificates to trust, PEM; a self-signed one for\nexample (default: the system's)"},
     [CLI_ID_LOG_LEVEL] = {"log_level", "log-level", 0, CLI_CHOICE, "debug|info|warning|error", AT(log_level), 0, 0,

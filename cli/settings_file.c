@@ -114,8 +114,8 @@ static char *next_line(char *out, int size, void *user) {
     }
     int most = size - 2 < LINE_MOST ? size - 2 : LINE_MOST;
     if (length > (size_t)most) {
-        refuse(r, "the line has %zu bytes, at most %d are allowed; a longer value can come from the environment or a flag", length,
-               most);
+        refuse(r, "the line has %zu bytes, at most %d are allowed; a longer value can come from the environment or a flag",
+               length, most);
         return NULL;
     }
     memcpy(out, r->at, length);

@@ -52,7 +52,8 @@ int cli_temp_make(const char *what, graft_error *err) {
     char path[PATH_SIZE];
     where = where && *where ? where : "/tmp";
     if ((size_t)snprintf(path, sizeof path, "%s/graft-%s-XXXXXX", where, what) >= sizeof path || !mkdtemp(path)) {
-        return gr_fail(err, GRAFT_E_IO_ERROR, "%.*s: no temporary folder can be made: %s", CLI_PATH_SHOWN, where, strerror(errno));
+        return gr_fail(err, GRAFT_E_IO_ERROR, "%.*s: no temporary folder can be made: %s", CLI_PATH_SHOWN, where,
+                       strerror(errno));
     }
     snprintf(top, sizeof top, "%s", path);
     atexit(cli_temp_remove);

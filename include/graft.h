@@ -270,8 +270,8 @@ typedef struct graft_options {
     int adapter_wait_ms;      /* how long a request or lease waits for its adapter, 0 to 86400000; 0 = as long as loading takes,
                                  and not at all for room (30000) */
     int loader_threads;       /* 1 to 8 (2) */
-    bool probe;               /* before an adapter counts as loaded, evaluate a few tokens with it: what it answers must be finite,
-                                 and differ from the base (true) */
+    bool probe;               /* before an adapter counts as loaded, evaluate a few tokens with it: what it answers must be
+                                 finite, and differ from the base (true) */
 
     graft_log_fn log;         /* NULL = silent */
     void *log_user;
@@ -470,8 +470,8 @@ typedef struct graft_start {
     int cached_tokens;             /* likewise */
 } graft_start;
 
-/* A slot is free and the adapters are there: the request runs from now on. Once, on the decode thread, before every other callback;
- * never for a request that ends in the queue. */
+/* A slot is free and the adapters are there: the request runs from now on. Once, on the decode thread, before every other
+ * callback; never for a request that ends in the queue. */
 typedef void (*graft_start_fn)(const graft_start *start, void *user);
 
 typedef struct graft_job graft_job;
@@ -508,9 +508,11 @@ typedef struct graft_request {
     size_t n_logit_bias;
     int top_logprobs;            /* likeliest tokens that on_token shows, 0 to 20 (0) */
     bool cache_prompt;           /* reuse what the KV cache holds of the same beginning, with the same adapters, and leave it for
-                                    others (true). Figures then depend in their last bits on what was reused; false for exact repeats */
-    uint64_t cache_domain;       /* whose prompt it is: beginnings are reused only among requests of one domain. How much was reused, and
-                                    how fast, tells what others asked; 0 for all who may know that of each other (0) */
+                                    others (true). Figures then depend in their last bits on what was reused; false for exact
+                                    repeats */
+    uint64_t cache_domain;       /* whose prompt it is: beginnings are reused only among requests of one domain. How much was
+                                    reused, and how fast, tells what others asked; 0 for all who may know that of each other
+                                    (0) */
     graft_start_fn on_start;     /* NULL = only the result tells */
     graft_text_fn on_text;       /* NULL = only the whole text at the end */
     graft_token_fn on_token;     /* NULL = none: probabilities are then not computed */
@@ -610,8 +612,8 @@ GRAFT_API void graft_score_result_free(graft_score_result *r);
 GRAFT_API int graft_tokenize(int32_t **tokens, size_t *n, const graft *g, const char *text, bool add_special,
                              bool parse_special, graft_error *err);
 /*
- * The tokens' texts one after the other, special tokens spelled out. Perhaps not valid UTF-8, if characters are cut; NUL-terminated,
- * and NULs may come before *length, which may be NULL. A model that puts a space before texts shows it here.
+ * The tokens' texts one after the other, special tokens spelled out. Perhaps not valid UTF-8, if characters are cut;
+ * NUL-terminated, and NULs may come before *length, which may be NULL. A model that puts a space before texts shows it here.
  * Errors: BAD_REQUEST (a token that is none), OUT_OF_MEMORY. *text: graft_free.
  */
 GRAFT_API int graft_detokenize(char **text, size_t *length, const graft *g, const int32_t *tokens, size_t n,
@@ -634,8 +636,8 @@ typedef enum graft_pooling {
     GRAFT_POOL_LAST  /* the last token's, which has seen all others: better for many models that were trained for embeddings */
 } graft_pooling;
 
-/* A text as one vector: the model's last hidden state, after its final norm, with adapters as for answers. A model that was trained
- * to chat gives vectors of little use for searching, one that was trained for it (or an adapter) good ones. */
+/* A text as one vector: the model's last hidden state, after its final norm, with adapters as for answers. A model that was
+ * trained to chat gives vectors of little use for searching, one that was trained for it (or an adapter) good ones. */
 typedef struct graft_embed_request {
     size_t size;           /* sizeof(graft_embed_request), set by graft_embed_request_default */
     const graft_adapter_use *adapters;
@@ -653,11 +655,11 @@ typedef struct graft_embed_request {
 
 GRAFT_API graft_embed_request graft_embed_request_default(void);
 
-/* Starts `n` requests, as graft_submit; errors likewise. Wait for and free each job; its result counts the prompt's tokens, has no
- * text, and is STOP if there is an embedding. */
+/* Starts `n` requests, as graft_submit; errors likewise. Wait for and free each job; its result counts the prompt's tokens,
+ * has no text, and is STOP if there is an embedding. */
 GRAFT_API int graft_embed(graft_job **out, graft *g, const graft_embed_request *requests, size_t n, graft_error *err);
-/* The embedding of an ended job (from on_end on), *n values, borrowed from the job. NULL and 0 if it failed or is another kind. `n`
- * may be NULL. */
+/* The embedding of an ended job (from on_end on), *n values, borrowed from the job. NULL and 0 if it failed or is another
+ * kind. `n` may be NULL. */
 GRAFT_API const float *graft_job_embedding(const graft_job *job, int *n);
 
 /* ---- figures ------------------------------------------------------------------------------------------ */
@@ -725,7 +727,8 @@ typedef struct graft_lease graft_lease;
 typedef struct graft_lease_options {
     size_t size;             /* sizeof(graft_lease_options), set by graft_lease_options_default */
     const char *project, *adapter;
-    bool temporary;          /* if this lease had to load it, and only temporary ones asked since: unload at the release (false) */
+    bool temporary;          /* if this lease had to load it, and only temporary ones asked since: unload at the release
+                                (false) */
     bool reload;             /* read the files anew even if it is in memory (false) */
     graft_fallback fallback; /* (DEFAULT) */
     int wait_ms;             /* as graft_options.adapter_wait_ms; -1 = as the instance has it (-1) */
@@ -736,8 +739,8 @@ GRAFT_API graft_lease_options graft_lease_options_default(void);
 /*
  * Holds an adapter: it stays in memory until the lease is released, whatever happens to its name. Loads it if need be, and
  * waits. With fallback BASE a registered adapter that cannot be had gives a lease on the base, which says why.
- * Errors: BUSY (no room, everything in memory is held), DEADLINE, LARGER_THAN_BUDGET, BUDGET_EXHAUSTED, CHANGED_ON_DISK, and those
- * of graft_adapter_open. *out: graft_lease_release.
+ * Errors: BUSY (no room, everything in memory is held), DEADLINE, LARGER_THAN_BUDGET, BUDGET_EXHAUSTED, CHANGED_ON_DISK, and
+ * those of graft_adapter_open. *out: graft_lease_release.
  */
 GRAFT_API int graft_lease_take(graft_lease **out, graft *g, const graft_lease_options *options, graft_error *err);
 GRAFT_API void graft_lease_release(graft_lease *lease);
@@ -967,8 +970,8 @@ GRAFT_API int graft_registry_project_remove(graft_registry *r, const char *proje
  */
 GRAFT_API int graft_registry_adapter_add(graft_registry *r, const char *project, const char *adapter,
                                          const char *path, unsigned flags, graft_error *err);
-/* The same for paths that strangers name: the files must lie below the folder `below`, wherever links lead, besides the registry's
- * own root. Further errors: those of a folder that is not there. */
+/* The same for paths that strangers name: the files must lie below the folder `below`, wherever links lead, besides the
+ * registry's own root. Further errors: those of a folder that is not there. */
 GRAFT_API int graft_registry_adapter_add_below(graft_registry *r, const char *below, const char *project, const char *adapter,
                                                const char *path, unsigned flags, graft_error *err);
 /* The entry only; no file is touched. Errors: BAD_NAME, NOT_FOUND. */
@@ -1212,9 +1215,10 @@ GRAFT_API void graft_string_free(char *s);
 /* ---- keys --------------------------------------------------------------------------------------------- */
 
 /*
- * Keys of a server, kept in the registry: each for everything (admin) or for the adapters of some projects. A key is a random secret
- * that is told once, when it is made; the file and memory hold only its SHA-256. Projects are meant by name, whether there are
- * any of that name or not: renaming a project changes no key. `graft serve` asks for a key as soon as there is one.
+ * Keys of a server, kept in the registry: each for everything (admin) or for the adapters of some projects. A key is a
+ * random secret that is told once, when it is made; the file and memory hold only its SHA-256. Projects are meant by name,
+ * whether there are any of that name or not: renaming a project changes no key. `graft serve` asks for a key as soon as
+ * there is one.
  */
 #define GRAFT_KEY_SIZE 64       /* a key's text and its NUL: "gk_" and 43 characters of base64url */
 #define GRAFT_KEYS 4096         /* most in one registry */
@@ -1237,11 +1241,11 @@ typedef struct graft_key_list {
 /*
  * Makes a key for these projects; n_projects 0 = for everything. `secret` gets its text, which cannot be had again: wipe it
  * once it is told; it is wiped if this fails. `name` and `projects` are names as those of projects.
- * Errors: BAD_NAME, BAD_REQUEST (more than GRAFT_KEY_PROJECTS), CONFLICT (the name is taken, or there are GRAFT_KEYS), INTERNAL (no
- * random numbers), and those of every change.
+ * Errors: BAD_NAME, BAD_REQUEST (more than GRAFT_KEY_PROJECTS), CONFLICT (the name is taken, or there are GRAFT_KEYS),
+ * INTERNAL (no random numbers), and those of every change.
  */
-GRAFT_API int graft_registry_key_add(char secret[GRAFT_KEY_SIZE], graft_registry *r, const char *name, const char *const *projects,
-                                     size_t n_projects, graft_error *err);
+GRAFT_API int graft_registry_key_add(char secret[GRAFT_KEY_SIZE], graft_registry *r, const char *name,
+                                     const char *const *projects, size_t n_projects, graft_error *err);
 /* From now on it is not found. The backup is made anew, so that going back to it does not bring the key back.
  * Errors: BAD_NAME, NOT_FOUND, and those of every change. */
 GRAFT_API int graft_registry_key_remove(graft_registry *r, const char *name, graft_error *err);

@@ -242,7 +242,8 @@ static bool is_resident(const change *c) {
     }
     for (size_t i = 0; i < list->n && !found; i++) {
         const graft_loaded *a = &list->items[i];
-        found = strcmp(a->project, c->name.project) == 0 && strcmp(a->adapter, c->name.adapter) == 0 && strcmp(a->state, "draining") != 0;
+        found = strcmp(a->project, c->name.project) == 0 && strcmp(a->adapter, c->name.adapter) == 0 &&
+                strcmp(a->state, "draining") != 0;
     }
     graft_loaded_list_free(list);
     return found;
@@ -253,7 +254,8 @@ static bool as_expected(change *c, const graft_registered_list *list) {
     if (!*c->expected || strcmp(c->expected, now) == 0) {
         return true;
     }
-    set(c, 409, "Conflict", "lora_generation_mismatch", "The lora adapter '%s' has the generation '%s', not '%s'.", c->text, now, c->expected);
+    set(c, 409, "Conflict", "lora_generation_mismatch", "The lora adapter '%s' has the generation '%s', not '%s'.", c->text,
+        now, c->expected);
     return false;
 }
 
@@ -261,7 +263,8 @@ static bool as_expected(change *c, const graft_registered_list *list) {
 static bool resolve(change *c) {
     char found[PATH_MAX];
     if (!*c->s->root) {
-        set(c, 403, "PermissionDenied", "outside_root", "adapters are not loaded by path here: the server was started without a folder for them");
+        set(c, 403, "PermissionDenied", "outside_root",
+            "adapters are not loaded by path here: the server was started without a folder for them");
         return false;
     }
     if (c->path[0] != '/') { /* as the registry has it: a relative path begins at the folder */
@@ -278,7 +281,8 @@ static bool resolve(change *c) {
         return false;
     }
     if (!gr_path_below(found, c->s->root)) {
-        set(c, 403, "PermissionDenied", "outside_root", "the path of '%s' leads out of the folder that adapters may come from", c->text);
+        set(c, 403, "PermissionDenied", "outside_root",
+            "the path of '%s' leads out of the folder that adapters may come from", c->text);
         return false;
     }
     gr_free(c->path);
@@ -365,11 +369,13 @@ static void act_load(change *c) {
     }
     if (known && !c->in_place && (!same || is_resident(c))) {
         set(c, 400, "InvalidUserInput", "conflict",
-            "The lora adapter '%s' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.", c->text);
+            "The lora adapter '%s' has already been loaded. If you want to load the adapter in place, "
+            "set 'load_inplace' to True.", c->text);
         return;
     }
     unsigned flags = GRAFT_ADD_PROJECT | (c->in_place ? GRAFT_ADD_REPLACE : 0);
-    int code = graft_registry_adapter_add_below(c->s->registry, c->s->root, c->name.project, c->name.adapter, c->path, flags, &err);
+    int code = graft_registry_adapter_add_below(c->s->registry, c->s->root, c->name.project, c->name.adapter, c->path, flags,
+                                                &err);
     if (!code && same && c->in_place) { /* the same place: its files may be others now */
         code = graft_registry_adapter_reload(c->s->registry, c->name.project, c->name.adapter, NULL, &err);
     }
@@ -391,7 +397,8 @@ static void act_unload(change *c) {
     if (!good) {
         return;
     }
-    int code = known ? graft_unload_adapter(c->s->g, c->name.project, c->name.adapter, &c->freed, &c->pending, &err) : GRAFT_E_NOT_FOUND;
+    int code = known ? graft_unload_adapter(c->s->g, c->name.project, c->name.adapter, &c->freed, &c->pending, &err)
+                     : GRAFT_E_NOT_FOUND;
     if (known && c->unregister) {
         code = graft_registry_adapter_remove(c->s->registry, c->name.project, c->name.adapter, &err);
     }
@@ -406,7 +413,8 @@ static void act_unload(change *c) {
 
 /* A registered adapter by its name. With in_place its files may be others than those that were registered. */
 static void act_load_named(change *c) {
-    if (c->in_place && graft_registry_adapter_reload(c->s->registry, c->name.project, c->name.adapter, NULL, &c->load_error) != 0) {
+    if (c->in_place &&
+        graft_registry_adapter_reload(c->s->registry, c->name.project, c->name.adapter, NULL, &c->load_error) != 0) {
         after_load(c);
     } else {
         load(c, after_load);
@@ -509,7 +517,8 @@ void srv_post_load(srv_exchange *x) {
         set(c, 400, "InvalidUserInput", "missing_field", "Both 'lora_name' and 'lora_path' must be provided.");
         refuse_change(x, c);
     } else if (c->status) {
-        set(c, 400, "InvalidUserInput", "bad_name", "'lora_name' must be PROJECT or PROJECT/ADAPTER, each of 1 to 128 of A-Z a-z 0-9 . _ -");
+        set(c, 400, "InvalidUserInput", "bad_name",
+            "'lora_name' must be PROJECT or PROJECT/ADAPTER, each of 1 to 128 of A-Z a-z 0-9 . _ -");
         refuse_change(x, c);
     } else {
         start_change(x, c);
@@ -620,7 +629,8 @@ void srv_get_current(srv_exchange *x) {
 void srv_post_current(srv_exchange *x) {
     srv_fault f;
     json_t *body = srv_parse_body(x, &f);
-    const char *project = text_field(body, "project", GRAFT_NAME_SIZE - 1), *adapter = text_field(body, "adapter", GRAFT_NAME_SIZE - 1);
+    const char *project = text_field(body, "project", GRAFT_NAME_SIZE - 1),
+               *adapter = text_field(body, "adapter", GRAFT_NAME_SIZE - 1);
     bool good = body && ((project && *project) || bad_field(&f, "project")) && (adapter || bad_field(&f, "adapter"));
     change *c = good ? new_change(x, act_switch) : NULL;
     if (!good) {
@@ -644,7 +654,8 @@ static const graft_loaded *in_memory(const graft_loaded_list *list, const graft_
     const graft_loaded *found = NULL;
     for (size_t i = 0; list && i < list->n; i++) {
         const graft_loaded *l = &list->items[i];
-        if (strcmp(l->project, a->project) == 0 && strcmp(l->adapter, a->adapter) == 0 && (!found || strcmp(found->state, "draining") == 0)) {
+        if (strcmp(l->project, a->project) == 0 && strcmp(l->adapter, a->adapter) == 0 &&
+            (!found || strcmp(found->state, "draining") == 0)) {
             found = l;
         }
     }

@@ -312,7 +312,8 @@ static size_t under_way(const server *s, const srv_request *r) {
     return n;
 }
 
-/* When all places are taken, a quarter more is kept for adapters with little under way: a flood for one does not shut out others. */
+/* When all places are taken, a quarter more is kept for adapters with little under way: a flood for one does not shut out
+ * others. */
 static bool has_room(const server *s, const srv_request *r) {
     size_t n = (size_t)s->relay.n + at_once(r), most = (size_t)s->model.slots + (size_t)s->o.limits.queue;
     return n <= most || (n <= most + most / 4 && under_way(s, r) + at_once(r) <= (size_t)s->model.slots);

@@ -43,7 +43,8 @@ int server_check(server *s, graft_registry *registry, graft_error *err) {
     if (s->o.key || graft_registry_key_count(registry) || srv_auth_may_be_open(s)) {
         return 0;
     }
-    return gr_fail(err, GRAFT_E_BAD_REQUEST, "host: %.64s can be reached from elsewhere, and there is no key; give one, or allow it (insecure)",
+    return gr_fail(err, GRAFT_E_BAD_REQUEST,
+                   "host: %.64s can be reached from elsewhere, and there is no key; give one, or allow it (insecure)",
                    s->o.host);
 }
 
@@ -115,7 +116,8 @@ bool srv_auth_check(srv_exchange *x) {
     }
     x->s->count.unauthorized++;
     srv_header(x, "WWW-Authenticate", "Bearer");
-    srv_reply_error(x, 401, "invalid_api_key", NULL, *key ? "the key is not valid" : "a key is needed: Authorization: Bearer KEY");
+    srv_reply_error(x, 401, "invalid_api_key", NULL,
+                    *key ? "the key is not valid" : "a key is needed: Authorization: Bearer KEY");
     return false;
 }
 

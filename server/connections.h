@@ -1,12 +1,12 @@
 /*
- * What a connection may cost. libevent's own timeouts restart with every byte and go on during silent answers, so a slow sender would
- * hold a connection for ever and a slow model would lose its reader; here each connection has the time since which it is idle, reads
- * or has unread output, and a tick of the server compares them with the limits.
+ * What a connection may cost. libevent's own timeouts restart with every byte and go on during silent answers, so a slow
+ * sender would hold a connection for ever and a slow model would lose its reader; here each connection has the time since
+ * which it is idle, reads or has unread output, and a tick of the server compares them with the limits.
  *
  * libevent does not tell when it closes a connection that no request is on. The table therefore keeps a reference to each
- * bufferevent: libevent tells the client (shutdown) and takes its callbacks away, by which the tick knows that the rest can go. The
- * socket must not be closed before (BEV_OPT_CLOSE_ON_FREE): its number would be the next client's, while this bufferevent, which goes
- * on reading, would take that client's bytes.
+ * bufferevent: libevent tells the client (shutdown) and takes its callbacks away, by which the tick knows that the rest can
+ * go. The socket must not be closed before (BEV_OPT_CLOSE_ON_FREE): its number would be the next client's, while this
+ * bufferevent, which goes on reading, would take that client's bytes.
  */
 #ifndef SRV_CONNECTIONS_H
 #define SRV_CONNECTIONS_H

@@ -3,8 +3,8 @@
 
 #include <string.h>
 
-/* Whether `origin` is one of the list's, which commas separate. Origins are compared as browsers send them: in lower case, without
- * a path. */
+/* Whether `origin` is one of the list's, which commas separate. Origins are compared as browsers send them: in lower case,
+ * without a path. */
 static bool is_listed(const char *list, const char *origin) {
     size_t length = strlen(origin);
     while (*list) {

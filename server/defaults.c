@@ -28,7 +28,8 @@ size_t srv_default_uses(const srv_exchange *x, srv_name *names, float *scales) {
     for (size_t i = 0; i < d->n; i++) {
         char id[SRV_ID_SIZE];
         srv_fault f;
-        if (srv_name_find(x, &names[n], srv_name_id(id, d->items[i].project, d->items[i].adapter), "model", &f) && !names[n].base) {
+        if (srv_name_find(x, &names[n], srv_name_id(id, d->items[i].project, d->items[i].adapter), "model", &f) &&
+            !names[n].base) {
             scales[n++] = d->items[i].scale;
         }
     }

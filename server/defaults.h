@@ -29,8 +29,8 @@ void srv_defaults_set(struct server *s, const srv_default *items, size_t n);
 const srv_defaults *srv_defaults_get(const struct server *s);
 /* The one adapter that is set, at scale 1; NULL if that is not so. */
 const srv_default *srv_defaults_current(const struct server *s);
-/* What this request gets when it names none: of what is set the adapters that are registered and that its key may use. Returns how
- * many. Both arrays have room for SRV_DEFAULTS. */
+/* What this request gets when it names none: of what is set the adapters that are registered and that its key may use.
+ * Returns how many. Both arrays have room for SRV_DEFAULTS. */
 size_t srv_default_uses(const struct srv_exchange *x, struct srv_name *names, float *scales);
 
 #endif

@@ -34,8 +34,8 @@ void srv_header(srv_exchange *x, const char *name, const char *value) {
 
 static void log_exchange(const srv_exchange *x, bool left) {
     char path[GR_QUOTE_SIZE];
-    gr_log_line(&x->s->log, GRAFT_LOG_INFO, "http %s: %s %d, %.1f ms%s", x->id, gr_quote(path, x->path, strlen(x->path)), x->status,
-                (double)(gr_now_us() - x->start_us) / 1e3, left ? ", the client left" : "");
+    gr_log_line(&x->s->log, GRAFT_LOG_INFO, "http %s: %s %d, %.1f ms%s", x->id, gr_quote(path, x->path, strlen(x->path)),
+                x->status, (double)(gr_now_us() - x->start_us) / 1e3, left ? ", the client left" : "");
 }
 
 static void free_exchange(srv_exchange *x) {
@@ -223,7 +223,8 @@ void srv_reply(srv_exchange *x, int status, const char *type, const char *text, 
 }
 
 void srv_reply_json(srv_exchange *x, int status, srv_writer *w) {
-    static const char lost[] = "{\"error\":{\"message\":\"memory is out\",\"type\":\"server_error\",\"param\":null,\"code\":\"out_of_memory\"}}";
+    static const char lost[] =
+        "{\"error\":{\"message\":\"memory is out\",\"type\":\"server_error\",\"param\":null,\"code\":\"out_of_memory\"}}";
     gr_buffer_puts(&w->out, "\n");
     if (w->out.failed) {
         srv_reply(x, 503, "application/json", lost, sizeof lost - 1);

@@ -2,8 +2,8 @@
  * One request and its reply: an exchange. Loop thread only.
  *
  * A handler either replies at once (srv_reply…), or keeps the exchange and replies later, or begins a stream. After the reply is
- * complete (srv_reply…, srv_stream_end) the exchange is gone. If the client leaves before, `gone` is called, once, and the exchange is
- * gone as well when it returns: the handler must forget it.
+ * complete (srv_reply…, srv_stream_end) the exchange is gone. If the client leaves before, `gone` is called, once, and the
+ * exchange is gone as well when it returns: the handler must forget it.
  */
 #ifndef SRV_HTTP_H
 #define SRV_HTTP_H

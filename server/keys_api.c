@@ -1,7 +1,7 @@
 /*
- * Keys over HTTP, for those whose key is for everything: list, make, remove. Changes run on the worker, as those of adapters do: nobody
- * else changes keys between looking and acting. Whoever asks for keys has one for everything: the first must be such a one,
- * and the last such one goes only when nobody is asked any more.
+ * Keys over HTTP, for those whose key is for everything: list, make, remove. Changes run on the worker, as those of adapters
+ * do: nobody else changes keys between looking and acting. Whoever asks for keys has one for everything: the first must be
+ * such a one, and the last such one goes only when nobody is asked any more.
  */
 #include "auth.h"
 #include "request.h"
@@ -151,10 +151,12 @@ static void run_add(srv_task *t) {
         return;
     }
     if (!c->s->o.key && admins == 0 && c->n_projects) {
-        refuse(c, "admin_key_first", "the first key must be for everything, without projects: from then on keys are asked for, also by this call");
+        refuse(c, "admin_key_first",
+               "the first key must be for everything, without projects: from then on keys are asked for, also by this call");
         return;
     }
-    int code = graft_registry_key_add(c->secret, c->s->registry, c->name, c->n_projects ? c->projects : NULL, c->n_projects, &err);
+    int code = graft_registry_key_add(c->secret, c->s->registry, c->name, c->n_projects ? c->projects : NULL, c->n_projects,
+                                      &err);
     if (!code && (code = graft_registry_key_list(&c->made, c->s->registry, c->name, &err)) != 0) {
         graft_registry_key_remove(c->s->registry, c->name, NULL); /* nobody would ever hear its secret */
     }
@@ -230,7 +232,8 @@ static void start_change(srv_exchange *x, key_change *c) {
 static bool take_projects(key_change *c, json_t *list) {
     size_t n = json_array_size(list);
     if (!json_is_array(list) || n < 1 || n > GRAFT_KEY_PROJECTS) {
-        return srv_fault_set(&c->fault, 400, "invalid_value", "projects", "projects: a list of 1 to %d names is needed", GRAFT_KEY_PROJECTS);
+        return srv_fault_set(&c->fault, 400, "invalid_value", "projects", "projects: a list of 1 to %d names is needed",
+                             GRAFT_KEY_PROJECTS);
     }
     for (size_t i = 0; i < n; i++) {
         c->projects[i] = json_string_value(json_array_get(list, i));
@@ -249,7 +252,8 @@ static bool take_body(key_change *c) {
     char quoted[GR_QUOTE_SIZE];
     json_object_foreach(c->body, key, value) {
         if (strcmp(key, "name") != 0 && strcmp(key, "projects") != 0) {
-            return srv_fault_set(&c->fault, 400, "unknown_field", NULL, "%s: not a field of a key", gr_quote(quoted, key, strlen(key)));
+            return srv_fault_set(&c->fault, 400, "unknown_field", NULL, "%s: not a field of a key",
+                                 gr_quote(quoted, key, strlen(key)));
         }
     }
     c->name = json_string_value(json_object_get(c->body, "name"));

@@ -1,6 +1,7 @@
 /*
- * llama-server's own calls (0.5.0), in its shapes: global scales of adapters, properties, slots; text_api.c has tokens and the chat
- * template. What it can do and graft cannot (saving a slot's cache) is said with 501; its /completion is not here, OpenAI's calls are.
+ * llama-server's own calls (0.5.0), in its shapes: global scales of adapters, properties, slots; text_api.c has tokens and
+ * the chat template. What it can do and graft cannot (saving a slot's cache) is said with 501; its /completion is not here,
+ * OpenAI's calls are.
  *
  * Ids of adapters are the indexes of /v1/lora_adapters, which count what the key may see: they shift when adapters are added or
  * removed. Scales that are set are kept by name.
@@ -297,5 +298,6 @@ void srv_get_slots(srv_exchange *x) {
 }
 
 void srv_post_slot(srv_exchange *x) {
-    srv_reply_error(x, 501, "not_supported", NULL, "slots cannot be saved, restored or erased: what they hold is reused by itself");
+    srv_reply_error(x, 501, "not_supported", NULL,
+                    "slots cannot be saved, restored or erased: what they hold is reused by itself");
 }

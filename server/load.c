@@ -49,8 +49,8 @@ static void on_post(srv_post *post) {
     unref(l);
 }
 
-int srv_load_start(srv_load **out, srv_loop *loop, graft *g, const char *project, const char *adapter, srv_load_done *done, void *user,
-                   graft_error *err) {
+int srv_load_start(srv_load **out, srv_loop *loop, graft *g, const char *project, const char *adapter, srv_load_done *done,
+                   void *user, graft_error *err) {
     graft_prefetch *prefetch = NULL;
     srv_load *l = gr_zalloc(sizeof *l);
     if (!l) {

@@ -1,4 +1,5 @@
-/* Bringing an adapter into memory while loop and worker go on: it may wait for room, and who makes that room must not wait behind it. */
+/* Bringing an adapter into memory while loop and worker go on: it may wait for room, and who makes that room must not wait
+ * behind it. */
 #ifndef SRV_LOAD_H
 #define SRV_LOAD_H
 
@@ -15,8 +16,8 @@ typedef struct srv_load srv_load;
 typedef void srv_load_done(void *user, const graft_error *error);
 
 /* Starts; any thread. Errors: those of names, OUT_OF_MEMORY; loading's come to `done`. *out: srv_load_leave. */
-int srv_load_start(srv_load **out, srv_loop *loop, graft *g, const char *project, const char *adapter, srv_load_done *done, void *user,
-                   graft_error *err);
+int srv_load_start(srv_load **out, srv_loop *loop, graft *g, const char *project, const char *adapter, srv_load_done *done,
+                   void *user, graft_error *err);
 /* Nobody listens any more, and the load goes on. Loop thread, also in `done`. NULL is fine. The loop may end after it. */
 void srv_load_leave(srv_load *l);
 

@@ -72,7 +72,8 @@ static void write_server(gr_buffer *b, const server *s) {
     counter(b, "graft_answers_started_total", c->started, "Answers that began; each ends well, failed or cancelled.");
     counter(b, "graft_answers_total", c->answers, "Answers that ended well.");
     counter(b, "graft_answers_failed_total", c->failed, "Requests that ended with an error.");
-    counter(b, "graft_answers_cancelled_total", c->cancelled, "Answers whose client left, or that another part of their request took with it.");
+    counter(b, "graft_answers_cancelled_total", c->cancelled,
+            "Answers whose client left, or that another part of their request took with it.");
     counter(b, "graft_answers_refused_total", c->refused, "Requests that found the queue full or the server ending.");
     gauge(b, "graft_answers_running", (uint64_t)s->relay.n, "Answers under way or waiting.");
     counter(b, "graft_prompt_tokens_total", c->prompt_tokens, "Tokens of prompts.");
@@ -155,9 +156,11 @@ static void write_memory(gr_buffer *b, const server *s) {
     gauge(b, "graft_memory_limit_bytes", m.limit, "The limit in force.");
     gauge(b, "graft_memory_machine_bytes", m.machine, "What the cgroup or else the machine has.");
     gauge(b, "graft_memory_twin_bytes", m.twins, "libllama's copies of adapters: counted with the adapters above.");
-    gauge(b, "graft_adapters_resident_max", m.max_adapters, "Adapters that may be in memory at once; 0 = bounded by memory only.");
+    gauge(b, "graft_adapters_resident_max", m.max_adapters,
+          "Adapters that may be in memory at once; 0 = bounded by memory only.");
     gauge(b, "graft_memory_counted_bytes", m.counted, "All of it together.");
-    gauge(b, "graft_server_bytes", gr_memory_bytes(), "What the server itself has allocated, without libevent's buffers and TLS.");
+    gauge(b, "graft_server_bytes", gr_memory_bytes(),
+          "What the server itself has allocated, without libevent's buffers and TLS.");
     gauge(b, "graft_process_resident_bytes", m.process, "Resident set of the process.");
 }
 
@@ -199,8 +202,8 @@ static uint64_t history_value(const graft_history *h, int which) {
     return values[which];
 }
 
-/* Since the adapter was registered, so they do not begin at 0 with the process. Only of adapters that have labels by what they did
- * since the start: the rest added up would fall whenever one of them gets its own. */
+/* Since the adapter was registered, so they do not begin at 0 with the process. Only of adapters that have labels by what
+ * they did since the start: the rest added up would fall whenever one of them gets its own. */
 static void write_history(gr_buffer *b, server *s) {
     static const char *const names[] = {"graft_adapter_requests_total", "graft_adapter_tokens_total",
                                         "graft_adapter_loaded_total",   "graft_adapter_failed_total",
@@ -274,8 +277,8 @@ static void write_usage(gr_buffer *b, server *s) {
             }
         }
     }
-    write_spread(b, u, "graft_adapter_time_to_first_token_seconds", &srv_first_token_borders, offsetof(srv_usage_row, first_token),
-                 "From submitting to the first token, by adapter.");
+    write_spread(b, u, "graft_adapter_time_to_first_token_seconds", &srv_first_token_borders,
+                 offsetof(srv_usage_row, first_token), "From submitting to the first token, by adapter.");
     write_spread(b, u, "graft_adapter_time_per_output_token_seconds", &srv_per_token_borders, offsetof(srv_usage_row, per_token),
                  "Of each answer: seconds for a token after its first, by adapter.");
     head(b, "graft_answer_failures_total", "counter", "Requests that ended with an error or were refused, by code.");
@@ -321,6 +324,7 @@ void srv_get_metrics(srv_exchange *x) {
     write_loaded(&b, x->s);
     write_history(&b, x->s);
     srv_write_router_metrics(&b, x->s);
-    srv_reply(x, b.failed ? 503 : 200, "text/plain; version=0.0.4; charset=utf-8", b.failed ? "" : b.data, b.failed ? 0 : b.length);
+    srv_reply(x, b.failed ? 503 : 200, "text/plain; version=0.0.4; charset=utf-8", b.failed ? "" : b.data,
+              b.failed ? 0 : b.length);
     gr_buffer_finish(&b);
 }

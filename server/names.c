@@ -85,5 +85,6 @@ bool srv_name_find(const srv_exchange *x, srv_name *out, const char *text, const
             return true;
         }
     }
-    return srv_fault_set(f, 404, "model_not_found", param, "The model `%s` does not exist.", gr_quote(quoted, text, strlen(text)));
+    return srv_fault_set(f, 404, "model_not_found", param, "The model `%s` does not exist.",
+                         gr_quote(quoted, text, strlen(text)));
 }

@@ -1,5 +1,6 @@
-/* What `model` stands for: the base by its own id, or a registered adapter as PROJECT, PROJECT/ADAPTER, BASE:NAME, BASE::NAME; each
- * may end in ":latest". An unknown name is never the base. Without one (NULL) it is the current project, or else the base. */
+/* What `model` stands for: the base by its own id, or a registered adapter as PROJECT, PROJECT/ADAPTER, BASE:NAME,
+ * BASE::NAME; each may end in ":latest". An unknown name is never the base. Without one (NULL) it is the current project, or
+ * else the base. */
 #ifndef SRV_NAMES_H
 #define SRV_NAMES_H
 

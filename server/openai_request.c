@@ -7,7 +7,8 @@
 
 enum { BIASES = 1024, PROMPTS = 64, COMPLETION_TOKENS = 16 /* OpenAI's, for max_tokens of the older call */ };
 
-/* Fields that would change the answer, unless their value asks for nothing: false, 0, "none" or empty, or what else is named here. */
+/* Fields that would change the answer, unless their value asks for nothing: false, 0, "none" or empty, or what else is named
+ * here. */
 typedef struct unsupported {
     const char *key;
     double least, most; /* numbers that change nothing */
@@ -19,8 +20,9 @@ static const unsupported unsupported_fields[] = {
     {"audio", 0, 0, NULL}, {"modalities", 0, 0, "text"}, {"suffix", 0, 0, NULL}, {"web_search_options", 0, 0, NULL},
     {"echo", 0, 0, NULL}, {"prompt_embeds", 0, 0, NULL},
     /* vLLM's */
-    {"logit_processors", 0, 0, NULL}, {"logits_processors", 0, 0, NULL}, {"guided_json", 0, 0, NULL}, {"guided_regex", 0, 0, NULL},
-    {"guided_choice", 0, 0, NULL}, {"guided_grammar", 0, 0, NULL}, {"structured_outputs", 0, 0, NULL}, {"use_beam_search", 0, 0, NULL},
+    {"logit_processors", 0, 0, NULL}, {"logits_processors", 0, 0, NULL}, {"guided_json", 0, 0, NULL},
+    {"guided_regex", 0, 0, NULL}, {"guided_choice", 0, 0, NULL}, {"guided_grammar", 0, 0, NULL},
+    {"structured_outputs", 0, 0, NULL}, {"use_beam_search", 0, 0, NULL},
     {"length_penalty", 1, 1, NULL}, {"min_tokens", 0, 0, NULL}, {"stop_token_ids", 0, 0, NULL}, {"bad_words", 0, 0, NULL},
     {"allowed_token_ids", 0, 0, NULL}, {"include_stop_str_in_output", 0, 0, NULL}, {"truncate_prompt_tokens", -1, -1, NULL},
     {"continue_final_message", 0, 0, NULL}, {"chat_template", 0, 0, NULL}, {"chat_template_kwargs", 0, 0, NULL},
@@ -36,7 +38,8 @@ static const unsupported unsupported_fields[] = {
 static bool is_harmless(json_t *v, const unsupported *u) {
     double n = json_is_number(v) ? json_number_value(v) : (double)NAN;
     json_t *only = json_array_size(v) == 1 ? json_array_get(v, 0) : v;
-    return !v || srv_is_nothing(v) || (n >= u->least && n <= u->most) || srv_is_word(v, "none") || (u->word && srv_is_word(only, u->word));
+    return !v || srv_is_nothing(v) || (n >= u->least && n <= u->most) || srv_is_word(v, "none") ||
+           (u->word && srv_is_word(only, u->word));
 }
 
 static bool refuse(const char *key, srv_fault *f) {
@@ -87,7 +90,8 @@ static bool take_bias(srv_request *r, srv_fault *f) {
 
 /* OpenAI's `response_format` or what llama-server calls `json_schema`; or a grammar. */
 static bool take_format(srv_request *r, srv_fault *f) {
-    json_t *v = srv_field(r->body, "response_format"), *type = json_object_get(v, "type"), *schema = srv_field(r->body, "json_schema");
+    json_t *v = srv_field(r->body, "response_format"), *type = json_object_get(v, "type"),
+           *schema = srv_field(r->body, "json_schema");
     const char **grammar = &r->common.sampling.grammar;
     bool plain = !v || srv_is_word(type, "text");
     if (!srv_take_string(r->body, "grammar", grammar, f)) {
@@ -97,7 +101,8 @@ static bool take_format(srv_request *r, srv_fault *f) {
         return srv_bad(f, "grammar", "goes with no response_format but text, and not with json_schema");
     }
     if (schema) {
-        return plain ? srv_take_schema(r, schema, "json_schema", f) : srv_bad(f, "json_schema", "goes with no response_format but text");
+        return plain ? srv_take_schema(r, schema, "json_schema", f)
+                     : srv_bad(f, "json_schema", "goes with no response_format but text");
     }
     if (plain) {
         return true;
@@ -122,7 +127,8 @@ static bool take_length(srv_request *r, srv_fault *f) {
         return srv_bad(f, "n_predict", "at least one token is answered; -1 is up to the context's end");
     }
     tokens = predict < 0 ? 0 : predict;
-    if (!srv_take_number(r->body, "max_tokens", &tokens, f) || !srv_take_number(r->body, "max_completion_tokens", &completion, f)) {
+    if (!srv_take_number(r->body, "max_tokens", &tokens, f) ||
+        !srv_take_number(r->body, "max_completion_tokens", &completion, f)) {
         return false;
     }
     r->common.max_tokens = (int)(completion > 0 ? completion : tokens);
@@ -191,7 +197,8 @@ static bool take_prompts(srv_request *r, srv_fault *f) {
 /* OpenAI's defaults for OpenAI's fields, the library's for its own. vLLM and others say repetition_penalty. */
 static bool take_sampling(srv_request *r, srv_fault *f) {
     double repeat = (double)r->common.sampling.repeat_penalty;
-    if (!refuse_both(r, "repetition_penalty", "repeat_penalty", f) || !srv_take_number(r->body, "repetition_penalty", &repeat, f)) {
+    if (!refuse_both(r, "repetition_penalty", "repeat_penalty", f) ||
+        !srv_take_number(r->body, "repetition_penalty", &repeat, f)) {
         return false;
     }
     r->common.sampling.repeat_penalty = (float)repeat;
@@ -202,8 +209,9 @@ static bool take_sampling(srv_request *r, srv_fault *f) {
 
 static bool take_answers(srv_request *r, srv_fault *f) {
     return srv_take_adapters(r, f) && srv_take_bool(r->body, "ignore_eos", &r->common.ignore_eos, f) &&
-           srv_take_bool(r->body, "cache_prompt", &r->common.cache_prompt, f) && refuse_unsupported(r, f) && take_stream(r, f) && take_counts(r, f) && take_sampling(r, f) &&
-           srv_take_stop(r, r->body, f) && take_bias(r, f) && take_format(r, f) && take_logprobs(r, f);
+           srv_take_bool(r->body, "cache_prompt", &r->common.cache_prompt, f) && refuse_unsupported(r, f) &&
+           take_stream(r, f) && take_counts(r, f) && take_sampling(r, f) && srv_take_stop(r, r->body, f) &&
+           take_bias(r, f) && take_format(r, f) && take_logprobs(r, f);
 }
 
 bool openai_take_chat(srv_request *r, srv_fault *f) {

@@ -24,8 +24,8 @@ static const char json_grammar[] =
 
 /* ---- a request and its memory -------------------------------------------------------------------------- */
 
-/* Values of a JSON text, or more: what separates them, outside of strings. A value takes up to 200 bytes in memory and may take three in
- * the text. */
+/* Values of a JSON text, or more: what separates them, outside of strings. A value takes up to 200 bytes in memory and may
+ * take three in the text. */
 static size_t count_values(const char *text, size_t length) {
     size_t n = 1;
     bool quoted = false;

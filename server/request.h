@@ -43,7 +43,8 @@ typedef struct srv_request {
 
 /* With the body parsed: a JSON object. NULL: *f says why. The exchange is borrowed. */
 srv_request *srv_request_new(srv_exchange *x, srv_fault *f);
-/* All of it was submitted: lets go of the body but for `model`. An answer may wait for long, and a body of 4 MiB may take a hundred. */
+/* All of it was submitted: lets go of the body but for `model`. An answer may wait for long, and a body of 4 MiB may take a
+ * hundred. */
 void srv_request_trim(srv_request *r);
 void srv_request_free(srv_request *r);
 /* A body alone, which is the caller's. */

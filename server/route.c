@@ -116,8 +116,8 @@ static void allowed(const char *path, char out[64]) {
              get || post || delete ? "OPTIONS" : "");
 }
 
-/* Browsers send a form, plain text or bytes without a type to another site without asking it first, but JSON only after that. Programs
- * that send no type (litellm to Ollama's calls) do not say which page they come from, as browsers do. */
+/* Browsers send a form, plain text or bytes without a type to another site without asking it first, but JSON only after
+ * that. Programs that send no type (litellm to Ollama's calls) do not say which page they come from, as browsers do. */
 static bool is_json(const srv_exchange *x) {
     const char *type = srv_request_header(x, "Content-Type");
     size_t n = strlen("application/json");
@@ -137,7 +137,8 @@ static void call(srv_exchange *x, const srv_route *r) {
     }
     /* Without a key nothing else tells the dashboard from any page that the user has open. */
     if (r->method != EVHTTP_REQ_GET && !srv_auth_asks(x->s) && srv_cors_is_stranger(x)) {
-        srv_reply_error(x, 403, "origin_refused", NULL, "pages of other origins may not ask this server; cors_origins lists those that may");
+        srv_reply_error(x, 403, "origin_refused", NULL,
+                        "pages of other origins may not ask this server; cors_origins lists those that may");
         return;
     }
     if (x->body_length && srv_request_header(x, "Content-Encoding")) {

@@ -18,7 +18,8 @@ typedef struct srv_route {
     srv_access access;
 } srv_route;
 
-/* Finds the handler and calls it; HEAD goes to GET's. 404, 405 with Allow, 401, 403, 415 (a body that is not JSON) come from here. */
+/* Finds the handler and calls it; HEAD goes to GET's. 404, 405 with Allow, 401, 403, 415 (a body that is not JSON) come from
+ * here. */
 void srv_route_dispatch(srv_exchange *x);
 
 /* openai_api.c */

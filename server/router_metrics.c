@@ -3,8 +3,8 @@
  * inference extension and llm-d send a request to a server that has its adapter, by
  *   vllm:lora_requests_info   adapters with requests that run and that wait, as lists in labels; the value is the time, because
  *                             vLLM leaves old label sets behind and readers take the newest. Here there is only the one;
- *   vllm:lora_adapter_loaded  one series for each adapter in memory, as vLLM is about to have it. Its level "gpu" stands for where
- *                             answers are computed: with graft there is no other place.
+ *   vllm:lora_adapter_loaded  one series for each adapter in memory, as vLLM is about to have it. Its level "gpu" stands for
+ *                             where answers are computed: with graft there is no other place.
  * Both readers also want the queue and the KV cache, without which they take a server for broken.
  */
 #include "metrics_page.h"

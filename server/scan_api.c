@@ -1,6 +1,6 @@
 /*
- * A scan of the folder that adapters come from, told line by line while it goes on. It runs on the worker; each find becomes a line
- * in a bounded buffer, which the loop sends. When the client leaves the scan stops; what it registered stays.
+ * A scan of the folder that adapters come from, told line by line while it goes on. It runs on the worker; each find becomes
+ * a line in a bounded buffer, which the loop sends. When the client leaves the scan stops; what it registered stays.
  */
 #include "names.h"
 #include "route.h"

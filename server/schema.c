@@ -35,7 +35,8 @@ static int convert(conversion *c, json_t *schema, int depth);
 
 static bool refuse(conversion *c, const char *what, const char *why) {
     char quoted[GR_QUOTE_SIZE];
-    return srv_fault_set(c->f, 400, "invalid_schema", c->param, "%s: schema: \"%s\" %s", c->param, gr_quote(quoted, what, strlen(what)), why);
+    return srv_fault_set(c->f, 400, "invalid_schema", c->param, "%s: schema: \"%s\" %s", c->param,
+                         gr_quote(quoted, what, strlen(what)), why);
 }
 
 /* A value's JSON as a literal of the grammar. */
@@ -151,8 +152,8 @@ static void put_property(gr_buffer *out, int rule, int i, int n, const char *pai
 }
 
 /*
- * Commas stand between properties that are there, and optional ones may not be: two rules for each position, rN-i while nothing was
- * written yet and rN-i-c after something was.
+ * Commas stand between properties that are there, and optional ones may not be: two rules for each position, rN-i while
+ * nothing was written yet and rN-i-c after something was.
  */
 static bool put_properties(conversion *c, json_t *schema, json_t *required, int rule, int depth) {
     json_t *properties = json_object_get(schema, "properties"), *value;
@@ -309,9 +310,10 @@ static int reference_rule(conversion *c, const char *reference, int depth) {
 
 /* Every keyword is known: those that say nothing about values, and those that are turned into rules. */
 static bool check_keys(conversion *c, json_t *schema) {
-    static const char *const known[] = {"type", "properties", "required", "additionalProperties", "items", "minItems", "maxItems", "enum", "const", "anyOf",
-                                        "oneOf", "$ref", "minLength", "maxLength", "$defs", "definitions", "title", "description", "default",
-                                        "examples", "$schema", "$id", "$comment", "deprecated", "readOnly", "writeOnly", "format"};
+    static const char *const known[] = {"type", "properties", "required", "additionalProperties", "items", "minItems",
+                                        "maxItems", "enum", "const", "anyOf", "oneOf", "$ref", "minLength", "maxLength",
+                                        "$defs", "definitions", "title", "description", "default", "examples", "$schema",
+                                        "$id", "$comment", "deprecated", "readOnly", "writeOnly", "format"};
     const char *key;
     json_t *value;
     json_object_foreach(schema, key, value) {

@@ -1,8 +1,8 @@
 /*
- * A JSON schema as a grammar (GBNF) whose texts are values of the schema: all that it produces is valid, though not every valid value is
- * produced (properties come in the schema's order, and only those that it names). Keywords that restrict values and are not known here
- * are refused, never ignored. The schema comes from a stranger: depth, size and references are bounded here, what the grammar may cost is
- * bounded by the library.
+ * A JSON schema as a grammar (GBNF) whose texts are values of the schema: all that it produces is valid, though not every
+ * valid value is produced (properties come in the schema's order, and only those that it names). Keywords that restrict
+ * values and are not known here are refused, never ignored. The schema comes from a stranger: depth, size and references are
+ * bounded here, what the grammar may cost is bounded by the library.
  */
 #ifndef SRV_SCHEMA_H
 #define SRV_SCHEMA_H

@@ -90,8 +90,9 @@ static int take_address(server *s, graft_error *err) {
     if (code) {
         return code;
     }
-    s->listener = evconnlistener_new_bind(s->loop.base, NULL, NULL, LEV_OPT_REUSEABLE | LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_CLOSE_ON_FREE | LEV_OPT_DISABLED,
-                                          BACKLOG, (struct sockaddr *)&address, (int)size);
+    s->listener = evconnlistener_new_bind(
+        s->loop.base, NULL, NULL, LEV_OPT_REUSEABLE | LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_CLOSE_ON_FREE | LEV_OPT_DISABLED,
+        BACKLOG, (struct sockaddr *)&address, (int)size);
     if (!s->listener) {
         return gr_fail(err, GRAFT_E_NOT_READABLE, "%s port %d: %s", s->host, s->o.port, strerror(errno));
     }
@@ -99,7 +100,8 @@ static int take_address(server *s, graft_error *err) {
     if (getsockname(evconnlistener_get_fd(s->listener), (struct sockaddr *)&address, &size) != 0) {
         return gr_fail(err, GRAFT_E_NOT_READABLE, "getsockname: %s", strerror(errno));
     }
-    s->port = ntohs(address.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&address)->sin6_port : ((struct sockaddr_in *)&address)->sin_port);
+    s->port = ntohs(address.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&address)->sin6_port
+                                                  : ((struct sockaddr_in *)&address)->sin_port);
     return 0;
 }
 

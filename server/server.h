@@ -46,8 +46,8 @@ server_options server_options_default(void);
 
 typedef struct server server;
 
-/* Takes the address; nobody is answered yet. Errors: BAD_REQUEST (an option), NOT_READABLE (the address cannot be had), OUT_OF_MEMORY.
- * *out: server_close. */
+/* Takes the address; nobody is answered yet. Errors: BAD_REQUEST (an option), NOT_READABLE (the address cannot be had),
+ * OUT_OF_MEMORY. *out: server_close. */
 int server_open(server **out, const server_options *options, graft_error *err);
 /* Whether the address may be served: another than the loopback's needs a key, in the options or in the registry (may be NULL).
  * server_run looks as well; this tells it before a model is loaded. Errors: BAD_REQUEST. */

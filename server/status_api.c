@@ -1,6 +1,6 @@
-/* GET /v1/status: one picture of the whole server, for the dashboard and `graft ps`. Paths and texts with numbers and names are for
- * keys that may see everything; of a slot whose project the key must not see only that it is busy: lengths, and when reading ends and
- * writing begins, would tell of others' prompts. Sums over the whole server are for all keys. */
+/* GET /v1/status: one picture of the whole server, for the dashboard and `graft ps`. Paths and texts with numbers and names
+ * are for keys that may see everything; of a slot whose project the key must not see only that it is busy: lengths, and when
+ * reading ends and writing begins, would tell of others' prompts. Sums over the whole server are for all keys. */
 #include "auth.h"
 #include "defaults.h"
 #include "names.h"

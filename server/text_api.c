@@ -1,6 +1,6 @@
 /*
- * Text, tokens and the chat template, as llama-server's calls have them. A large text takes a while to cut into tokens: the worker
- * does that, and the loop what is small.
+ * Text, tokens and the chat template, as llama-server's calls have them. A large text takes a while to cut into tokens: the
+ * worker does that, and the loop what is small.
  */
 #include "openai_request.h"
 #include "route.h"
@@ -75,7 +75,8 @@ static void start_text(text_call *c) {
 static text_call *new_text(srv_exchange *x, bool (*act)(text_call *c)) {
     srv_fault f;
     if (x->body_length > TEXT_MOST) {
-        srv_reply_error(x, 413, "too_large", NULL, "the body has %zu bytes, at most %d are taken here", x->body_length, TEXT_MOST);
+        srv_reply_error(x, 413, "too_large", NULL, "the body has %zu bytes, at most %d are taken here", x->body_length,
+                        TEXT_MOST);
         return NULL;
     }
     text_call *c = gr_zalloc(sizeof *c);

@@ -30,11 +30,13 @@ static int refuse(const char *what, const char *path, graft_error *err) {
         ERR_error_string_n(code, why, sizeof why);
     }
     ERR_clear_error();
-    return gr_fail(err, GRAFT_E_NOT_READABLE, "%s %s: %s", what, gr_quote(quoted, path, strlen(path)), *why ? why : "cannot be used");
+    return gr_fail(err, GRAFT_E_NOT_READABLE, "%s %s: %s", what, gr_quote(quoted, path, strlen(path)),
+                   *why ? why : "cannot be used");
 }
 
 /* HTTP/1.1 is all there is; a client that names others and not this one goes on without a name. */
-static int choose_protocol(SSL *ssl, const unsigned char **out, unsigned char *length, const unsigned char *in, unsigned int n, void *user) {
+static int choose_protocol(SSL *ssl, const unsigned char **out, unsigned char *length, const unsigned char *in,
+                           unsigned int n, void *user) {
     static const unsigned char ours[] = "\x08http/1.1";
     unsigned char *chosen;
     (void)ssl;
@@ -79,7 +81,8 @@ int srv_tls_open(srv_tls **out, const char *certificate, const char *key, graft_
     }
     t->certificate = gr_strdup(certificate);
     t->key = gr_strdup(key);
-    int code = t->certificate && t->key ? read_files(&t->context, t, err) : gr_fail_memory(err, strlen(certificate) + strlen(key));
+    int code = t->certificate && t->key ? read_files(&t->context, t, err)
+                                        : gr_fail_memory(err, strlen(certificate) + strlen(key));
     if (code) {
         srv_tls_close(t);
         return code;
@@ -109,7 +112,8 @@ int srv_tls_reload(srv_tls *t, graft_error *err) {
 
 struct bufferevent *srv_tls_bufferevent(srv_tls *t, struct event_base *base) {
     SSL *ssl = SSL_new(t->context);
-    struct bufferevent *bev = ssl ? bufferevent_openssl_socket_new(base, -1, ssl, BUFFEREVENT_SSL_ACCEPTING, BEV_OPT_CLOSE_ON_FREE) : NULL;
+    struct bufferevent *bev =
+        ssl ? bufferevent_openssl_socket_new(base, -1, ssl, BUFFEREVENT_SSL_ACCEPTING, BEV_OPT_CLOSE_ON_FREE) : NULL;
     if (!bev) {
         SSL_free(ssl);
         ERR_clear_error();

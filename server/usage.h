@@ -1,6 +1,6 @@
 /*
- * What answers cost, adapter by adapter, since the start: for /metrics. Labels are few, whatever clients ask for: the base, the first
- * adapters that were seen, and "other" for all the rest. An adapter keeps the label that it got. Loop thread only.
+ * What answers cost, adapter by adapter, since the start: for /metrics. Labels are few, whatever clients ask for: the base,
+ * the first adapters that were seen, and "other" for all the rest. An adapter keeps the label that it got. Loop thread only.
  */
 #ifndef SRV_USAGE_H
 #define SRV_USAGE_H

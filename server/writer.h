@@ -1,5 +1,5 @@
-/* JSON text, written from left to right into a bounded buffer. Commas come by themselves; what did not fit or found no memory shows
- * once, at the end, in `out.failed`. */
+/* JSON text, written from left to right into a bounded buffer. Commas come by themselves; what did not fit or found no
+ * memory shows once, at the end, in `out.failed`. */
 #ifndef SRV_WRITER_H
 #define SRV_WRITER_H
 

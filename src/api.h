@@ -1,6 +1,6 @@
 /* What lies behind the handles of graft.h, shared by the files that implement it: graft.c (opening, figures),
- * api_adapter.c (adapters by path), api_request.c (requests), api_text.c (text and tokens), api_embed.c (embeddings), api_loader.c (adapters by name), api_watch.c (health, memory,
- * metrics), backend.c (how the loader loads). */
+ * api_adapter.c (adapters by path), api_request.c (requests), api_text.c (text and tokens), api_embed.c (embeddings),
+ * api_loader.c (adapters by name), api_watch.c (health, memory, metrics), backend.c (how the loader loads). */
 #ifndef GR_API_H
 #define GR_API_H
 

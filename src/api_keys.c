@@ -5,7 +5,8 @@
 
 int graft_registry_key_add(char secret[GRAFT_KEY_SIZE], graft_registry *r, const char *name, const char *const *projects,
                            size_t n_projects, graft_error *err) {
-    GR_NEEDS(secret && r && (projects || !n_projects), "somewhere to put the secret, a registry, and projects where it counts some")
+    GR_NEEDS(secret && r && (projects || !n_projects),
+             "somewhere to put the secret, a registry, and projects where it counts some")
     return gr_registry_key_add(secret, r, name, projects, n_projects, err);
 }
 

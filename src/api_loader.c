@@ -69,7 +69,8 @@ graft_lease_options graft_lease_options_default(void) {
 
 static int check_lease(const graft_lease_options *o, graft_error *err) {
     if (o->size != sizeof *o) {
-        return gr_fail(err, GRAFT_E_BAD_REQUEST, "option size: %zu, must be %zu (graft_lease_options_default sets it)", o->size, sizeof *o);
+        return gr_fail(err, GRAFT_E_BAD_REQUEST, "option size: %zu, must be %zu (graft_lease_options_default sets it)",
+                       o->size, sizeof *o);
     }
     if (o->wait_ms < -1 || o->wait_ms > GR_MAX_WAIT_MS) {
         return gr_fail(err, GRAFT_E_BAD_REQUEST, "option wait_ms: %d is outside -1 to %d", o->wait_ms, GR_MAX_WAIT_MS);
@@ -167,7 +168,8 @@ int graft_load_adapter(graft *g, const char *project, const char *adapter, bool 
     return rc;
 }
 
-int graft_unload_adapter(graft *g, const char *project, const char *adapter, uint64_t *freed, uint64_t *pending, graft_error *err) {
+int graft_unload_adapter(graft *g, const char *project, const char *adapter, uint64_t *freed, uint64_t *pending,
+                         graft_error *err) {
     GR_NEEDS(g, "an instance")
     char p[GRAFT_NAME_SIZE], a[GRAFT_NAME_SIZE];
     uint64_t now, later;

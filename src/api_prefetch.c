@@ -60,8 +60,8 @@ static void arrived(gr_lease *lease, const graft_error *err, void *user) {
     unref(p);
 }
 
-int graft_prefetch_start(graft_prefetch **out, graft *g, const char *project, const char *adapter, graft_prefetch_fn fn, void *user,
-                         graft_error *err) {
+int graft_prefetch_start(graft_prefetch **out, graft *g, const char *project, const char *adapter, graft_prefetch_fn fn,
+                         void *user, graft_error *err) {
     if (!out || !g) {
         return gr_fail(err, GRAFT_E_BAD_REQUEST, "graft_prefetch_start needs somewhere to put the handle, and an instance");
     }

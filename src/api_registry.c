@@ -21,8 +21,8 @@ graft_registry_options graft_registry_options_default(void) {
 static int check_options(const graft_registry_options *o, graft_error *err) {
     enum { MAX_WAIT_MS = 60000 };
     if (o->size != sizeof *o) {
-        return gr_fail(err, GRAFT_E_BAD_REQUEST, "option size: %zu, must be %zu (graft_registry_options_default sets it)", o->size,
-                       sizeof *o);
+        return gr_fail(err, GRAFT_E_BAD_REQUEST, "option size: %zu, must be %zu (graft_registry_options_default sets it)",
+                       o->size, sizeof *o);
     }
     if (!o->path || !*o->path) {
         return gr_fail(err, GRAFT_E_BAD_REQUEST, "option path: the registry's file is required");
@@ -82,8 +82,8 @@ int graft_registry_adapter_add(graft_registry *r, const char *project, const cha
     return rc ? rc : gr_registry_adapter_add(r, project, adapter, path, flags, err);
 }
 
-int graft_registry_adapter_add_below(graft_registry *r, const char *below, const char *project, const char *adapter, const char *path,
-                                     unsigned flags, graft_error *err) {
+int graft_registry_adapter_add_below(graft_registry *r, const char *below, const char *project, const char *adapter,
+                                     const char *path, unsigned flags, graft_error *err) {
     char folder[PATH_MAX], quoted[GR_QUOTE_SIZE];
     GR_NEEDS(r && below && path, "a registry, a folder and a path")
     int rc = check_flags(flags, err);

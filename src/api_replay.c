@@ -58,11 +58,12 @@ int graft_workload_make(graft_trace_request *trace, size_t n, const graft_worklo
         return gr_fail(err, GRAFT_E_BAD_REQUEST, "graft_workload_make needs room for a trace, and a workload");
     }
     if (w->size != sizeof *w) {
-        return gr_fail(err, GRAFT_E_BAD_REQUEST, "workload size: %zu, must be %zu (graft_workload_default sets it)", w->size, sizeof *w);
+        return gr_fail(err, GRAFT_E_BAD_REQUEST, "workload size: %zu, must be %zu (graft_workload_default sets it)", w->size,
+                       sizeof *w);
     }
     if (!graft_workload_name(w->kind) || w->objects < 1 || w->objects > MAX_OBJECTS || !(w->skew >= 0 && w->skew <= MAX_SKEW)) {
-        return gr_fail(err, GRAFT_E_BAD_REQUEST, "workload: kind %d, %zu objects (1 to %d), skew %g (0 to %d)", (int)w->kind, w->objects,
-                       (int)MAX_OBJECTS, w->skew, (int)MAX_SKEW);
+        return gr_fail(err, GRAFT_E_BAD_REQUEST, "workload: kind %d, %zu objects (1 to %d), skew %g (0 to %d)", (int)w->kind,
+                       w->objects, (int)MAX_OBJECTS, w->skew, (int)MAX_SKEW);
     }
     const gr_workload made = {.kind = w->kind, .objects = w->objects, .skew = w->skew, .equal_sizes = w->equal_sizes,
                               .seed = w->seed};

@@ -148,14 +148,16 @@ static int check_count(const graft *g, const gr_wants *wants, graft_error *err) 
     for (int i = 0; wants && i < wants->n; i++) {
         bool again = false;
         for (int k = 0; k < i && !again; k++) {
-            again = strcmp(wants->items[k].project, wants->items[i].project) == 0 && strcmp(wants->items[k].adapter, wants->items[i].adapter) == 0;
+            again = strcmp(wants->items[k].project, wants->items[i].project) == 0 &&
+                    strcmp(wants->items[k].adapter, wants->items[i].adapter) == 0;
         }
         different += !again;
     }
     return g->max_adapters == 0 || different <= g->max_adapters
                ? 0
-               : gr_fail(err, GRAFT_E_BAD_REQUEST, "adapters: %d different ones by name, and at most %d may be in memory (max_adapters)",
-                         different, g->max_adapters);
+               : gr_fail(err, GRAFT_E_BAD_REQUEST,
+                         "adapters: %d different ones by name, and at most %d may be in memory (max_adapters)", different,
+                         g->max_adapters);
 }
 
 int gr_api_take_adapters(graft *g, const graft_adapter_use *uses, size_t n, gr_job_spec *spec, graft_error *err) {

@@ -85,10 +85,11 @@ static void check_memory(const graft *g, const graft_metrics *m, graft_health *h
     uint64_t process = gr_process_memory(), held = m->fixed + m->held + m->loading + m->draining;
     bool movable = m->resident > m->held;
     if (process > g->memory_limit) {
-        add(h, movable ? GRAFT_DEGRADED : GRAFT_UNHEALTHY, "memory_over", "the process takes %" PRIu64 " bytes, the limit is %" PRIu64, process,
-            g->memory_limit);
+        add(h, movable ? GRAFT_DEGRADED : GRAFT_UNHEALTHY, "memory_over",
+            "the process takes %" PRIu64 " bytes, the limit is %" PRIu64, process, g->memory_limit);
     } else if ((double)held > FULL * (double)g->memory_limit) {
-        add(h, GRAFT_DEGRADED, "memory_high", "%" PRIu64 " of %" PRIu64 " bytes are in use and cannot be evicted", held, g->memory_limit);
+        add(h, GRAFT_DEGRADED, "memory_high", "%" PRIu64 " of %" PRIu64 " bytes are in use and cannot be evicted", held,
+            g->memory_limit);
     }
 }
 
@@ -101,7 +102,8 @@ static void check_loads(const gr_recent *r, graft_health *h) {
             graft_error_name(r->failed_code));
     }
     if (r->busy_us_ago >= 0 && r->busy_us_ago < RECENT_US) {
-        add(h, GRAFT_DEGRADED, "no_room", "%.0f s ago an adapter found no room: all in memory were in use", (double)r->busy_us_ago / 1e6);
+        add(h, GRAFT_DEGRADED, "no_room", "%.0f s ago an adapter found no room: all in memory were in use",
+            (double)r->busy_us_ago / 1e6);
     }
 }
 

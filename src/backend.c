@@ -151,7 +151,8 @@ static uint64_t process(void *self) {
 
 /* ---- the registry --------------------------------------------------------------------------------------- */
 
-static int find_none(void *self, const char *project, const char *adapter, bool with_path, gr_catalog_entry *out, graft_error *err) {
+static int find_none(void *self, const char *project, const char *adapter, bool with_path, gr_catalog_entry *out,
+                     graft_error *err) {
     (void)self, (void)project, (void)adapter, (void)with_path, (void)out;
     return gr_fail(err, GRAFT_E_BAD_REQUEST, "the instance was opened without a registry: no adapter has a name");
 }

@@ -124,7 +124,8 @@ static int resolve(graft *g, const graft_options *o, graft_error *err) {
     /* Learned positions end where the table ends, and libllama would end the process there. */
     int table = gr_base_model_weight(g->base, "position_embd.weight");
     if (table >= 0 && g->context > g->base->weights[table].n_out) {
-        return gr_fail(err, GRAFT_E_BAD_REQUEST, "option context: %d, but the model has learned positions for %lld tokens and no more", g->context,
+        return gr_fail(err, GRAFT_E_BAD_REQUEST,
+                       "option context: %d, but the model has learned positions for %lld tokens and no more", g->context,
                        (long long)g->base->weights[table].n_out);
     }
     if (g->context > own) {
@@ -188,7 +189,8 @@ static int check_cache_fits(const graft *g, const graft_options *o, graft_error 
         return 0;
     }
     return gr_fail(err, GRAFT_E_BUDGET_EXHAUSTED,
-                   "the base needs %llu MiB of weights and %llu MiB of KV cache (%d slots of %d tokens), the memory limit is %llu MiB; "
+                   "the base needs %llu MiB of weights and %llu MiB of KV cache (%d slots of %d tokens), "
+                   "the memory limit is %llu MiB; "
                    "%s, or take fewer slots or a shorter context",
                    mib(m->weight_bytes), mib(kv), g->slots, g->context, mib(g->memory_limit), way_out(g));
 }

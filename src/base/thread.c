@@ -71,7 +71,8 @@ static void relax(void) {
 
 /*
  * A mutex is held for well under a microsecond, putting a thread to sleep and waking it takes fifty: so it is tried for a moment
- * before that. With eight threads on two cores that took the 99th percentile of a lease from some 100 to some 3 microseconds (bench/RESULTS.md).
+ * before that. With eight threads on two cores that took the 99th percentile of a lease from some 100 to some 3 microseconds
+ * (bench/RESULTS.md).
  */
 void gr_mutex_lock(gr_mutex *m) {
     enum { TRIES = 100 };

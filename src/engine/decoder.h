@@ -26,14 +26,15 @@ typedef struct gr_span {
     const llama_token *tokens;
     int n;
     int n_outputs;            /* the last so many rows give logits */
-    bool embed;               /* they give the model's last hidden state instead. All spans of a step alike, and each row then counts
-                                 as one with outputs: libllama computes all or none */
+    bool embed;               /* they give the model's last hidden state instead. All spans of a step alike, and each row
+                                 then counts as one with outputs: libllama computes all or none */
     const gr_adapter_set *set;
     graft_error error;        /* out: code 0, or why the span's rows are not in the KV cache */
     void *user;
 } gr_span;
 
-/* `count` rows of logits, or of gr_decoder_n_embd values, contiguous, for the span's rows from `row` on; valid during the call. */
+/* `count` rows of logits, or of gr_decoder_n_embd values, contiguous, for the span's rows from `row` on; valid during the
+ * call. */
 typedef void (*gr_logits_sink)(void *user, gr_span *span, int row, int count, const float *logits);
 
 typedef struct gr_decoder_stats {

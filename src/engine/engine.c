@@ -155,14 +155,16 @@ static void see_off(gr_engine *e, bool all) {
 
 static void log_end(const gr_engine *e, const graft_job *job, const gr_ending *ending) {
     const graft_result *r = &job->result;
-    graft_log_entry about = {.level = job->spec.probe ? GRAFT_LOG_DEBUG : GRAFT_LOG_INFO, .request = job->id, .generation = r->generation,
+    graft_log_entry about = {.level = job->spec.probe ? GRAFT_LOG_DEBUG : GRAFT_LOG_INFO,
+                             .request = job->id,
+                             .generation = r->generation,
                              .code = ending->error.code ? ending->error.code : r->fallback.code};
     if (job->supply) {
         about.project = gr_supply_want(job->supply, 0)->project;
         about.adapter = gr_supply_want(job->supply, 0)->adapter;
     }
-    gr_log_about(e->options.log, &about, "%s %llu ended: %s, %d + %d tokens", job->spec.probe ? "probe" : "request", (unsigned long long)job->id,
-                 graft_finish_name(ending->finish), r->prompt_tokens, r->completion_tokens);
+    gr_log_about(e->options.log, &about, "%s %llu ended: %s, %d + %d tokens", job->spec.probe ? "probe" : "request",
+                 (unsigned long long)job->id, graft_finish_name(ending->finish), r->prompt_tokens, r->completion_tokens);
 }
 
 /* Adapters first: who waits for the job may then see their memory gone. */
@@ -417,7 +419,8 @@ typedef struct queue_state {
     bool stuck;   /* nobody runs, and all the same there is no room */
 } queue_state;
 
-/* Waiting for a load to end is no reason to keep others back; waiting for room is, since it is they who take it. Under the mutex. */
+/* Waiting for a load to end is no reason to keep others back; waiting for room is, since it is they who take it. Under the
+ * mutex. */
 static queue_state look_at_queue(const gr_engine *e) {
     const graft_job *job = e->first;
     while (job && !awaits_adapters(job)) {
@@ -642,8 +645,8 @@ static bool embeds(const gr_sequence *s) {
     return s->job->spec.kind == GR_JOB_EMBED;
 }
 
-/* libllama computes hidden states for all rows of a decode or for none, so who wants them takes turns with the others. Returns how
- * many remain. */
+/* libllama computes hidden states for all rows of a decode or for none, so who wants them takes turns with the others.
+ * Returns how many remain. */
 static int take_turns(const gr_engine *e, gr_sequence **of, int n) {
     int n_embed = 0, kept = 0;
     for (int i = 0; i < n; i++) {

@@ -107,7 +107,8 @@ typedef struct gr_farewell {
     struct gr_farewell *next;
     bool awaited;        /* not from gr_alloc: somebody waits for `gone` and owns it */
     bool gone;           /* under the engine's mutex */
-    void (*done)(struct gr_farewell *f); /* the adapter is freed: called without a lock, on any thread, to free `f`; NULL: gr_free */
+    void (*done)(struct gr_farewell *f); /* the adapter is freed: called without a lock, on any thread, to free `f`; NULL:
+                                            gr_free */
 } gr_farewell;
 
 /*

@@ -190,8 +190,11 @@ void gr_job_equip(graft_job *job) {
 
 void gr_job_start(const graft_job *job) {
     const gr_want *want = job->supply ? gr_supply_want(job->supply, 0) : NULL;
-    graft_start start = {.project = want ? want->project : "", .adapter = want ? want->adapter : "", .generation = job->spec.generation,
-                         .fallback = &job->spec.fallback, .cached_tokens = job->result.cached_tokens};
+    graft_start start = {.project = want ? want->project : "",
+                         .adapter = want ? want->adapter : "",
+                         .generation = job->spec.generation,
+                         .fallback = &job->spec.fallback,
+                         .cached_tokens = job->result.cached_tokens};
     if (job->spec.on_start) {
         job->spec.on_start(&start, job->spec.user);
     }

@@ -13,10 +13,10 @@ typedef struct gr_probe gr_probe;
  * Largest difference of a logit, in parts of the largest logit, that counts as none.
  *
  * The same rows alone give the same to the bit. In company they do not (other kernels, another order of adding up): 3e-7 was
- * measured with float32 weights and cache, 5e-4 with a float16 cache, 3e-2 with a base of 4 bits, where inputs are rounded to 8 bits
- * and any difference may tip some. The faintest adapters (gain 0.001) do 1e-3 in float32 and 3e-2 with 4 bits. No border lies
- * above all noise and below all effects. This one never takes an adapter that acts for one that does not; one that does not may
- * be missed, when the base was busy. (One whose matrices are zero is known without a probe.)
+ * measured with float32 weights and cache, 5e-4 with a float16 cache, 3e-2 with a base of 4 bits, where inputs are rounded
+ * to 8 bits and any difference may tip some. The faintest adapters (gain 0.001) do 1e-3 in float32 and 3e-2 with 4 bits. No
+ * border lies above all noise and below all effects. This one never takes an adapter that acts for one that does not; one
+ * that does not may be missed, when the base was busy. (One whose matrices are zero is known without a probe.)
  */
 #define GR_PROBE_NOISE 1e-5f
 

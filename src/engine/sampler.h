@@ -19,8 +19,8 @@ void gr_sampler_free(gr_sampler *s);
 #define GR_BAN (-100.0f)      /* and below: the token is never drawn */
 #define GR_MOST_BIAS 1000.0f  /* more adds nothing, and would overflow */
 
-/* Added to logits before anything else; a token may come several times. Tokens within the vocabulary, biases finite. Borrowed until
- * gr_sampler_free. */
+/* Added to logits before anything else; a token may come several times. Tokens within the vocabulary, biases finite.
+ * Borrowed until gr_sampler_free. */
 void gr_sampler_bias(gr_sampler *s, const graft_logit_bias *biases, size_t n);
 
 /* Dividing by less would overflow float32 logits. */
@@ -32,8 +32,8 @@ void gr_sampler_prompt(gr_sampler *s, const llama_token *tokens, int n);
 /*
  * Draws the next token and takes it into account. `logits` has n_tokens finite or -INFINITY values, at least one
  * finite; `scratch` room for n_tokens. *out is LLAMA_TOKEN_NULL when the grammar allows nothing more and the text is
- * complete. Errors: BAD_GRAMMAR when it is not complete, or the grammar is too ambiguous; BAD_REQUEST when biases ban all that could
- * come; OUT_OF_MEMORY.
+ * complete. Errors: BAD_GRAMMAR when it is not complete, or the grammar is too ambiguous; BAD_REQUEST when biases ban all
+ * that could come; OUT_OF_MEMORY.
  */
 int gr_sampler_pick(gr_sampler *s, const float *logits, llama_token_data *scratch, llama_token *out, graft_error *err);
 

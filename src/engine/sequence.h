@@ -45,8 +45,8 @@ bool gr_sequence_generates(const gr_sequence *s);
 gr_sched_item gr_sequence_item(const gr_sequence *s);
 /* The next `rows` rows as a span. */
 gr_span gr_sequence_span(gr_sequence *s, int rows);
-/* Logits (EMBED: hidden states) for the span's rows [row, row + count): draws a token, scores or adds up. May end the sequence. Logits that are not
- * finite are bad, and nothing happens but that the verdict says so. */
+/* Logits (EMBED: hidden states) for the span's rows [row, row + count): draws a token, scores or adds up. May end the
+ * sequence. Logits that are not finite are bad, and nothing happens but that the verdict says so. */
 void gr_sequence_logits(gr_sequence *s, gr_draw *draw, int row, int count, const float *logits);
 
 void gr_sequence_end(gr_sequence *s, graft_finish finish, const graft_error *error);

@@ -1,6 +1,6 @@
 /*
- * What other threads may see of the slots. The decode thread writes a copy before and after each step; who asks reads the copy, and
- * neither waits for the other for longer than copying takes.
+ * What other threads may see of the slots. The decode thread writes a copy before and after each step; who asks reads the
+ * copy, and neither waits for the other for longer than copying takes.
  */
 #ifndef GR_SLOT_BOARD_H
 #define GR_SLOT_BOARD_H

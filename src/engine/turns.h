@@ -1,7 +1,7 @@
 /*
- * Whose turn it is when a slot is free: the adapters that have fewest requests in slots, among those the one whose last request began
- * longest ago, and of one adapter's requests the oldest. A stream of requests to one adapter can so not keep another waiting for more
- * than a slot. Pure; the decode thread's.
+ * Whose turn it is when a slot is free: the adapters that have fewest requests in slots, among those the one whose last
+ * request began longest ago, and of one adapter's requests the oldest. A stream of requests to one adapter can so not keep
+ * another waiting for more than a slot. Pure; the decode thread's.
  */
 #ifndef GR_TURNS_H
 #define GR_TURNS_H

@@ -1,7 +1,7 @@
 /*
  * The clerk: one thread for what must not wait behind a load. It frees versions that were given up on threads which must not
- * stop for that, tells those whose time is up, sends flights whose pause is over on their way, and measures the process: what the system says it takes counts, whatever the
- * budget believes.
+ * stop for that, tells those whose time is up, sends flights whose pause is over on their way, and measures the process:
+ * what the system says it takes counts, whatever the budget believes.
  */
 #include "loader_state.h"
 
@@ -50,7 +50,8 @@ static void measure(gr_loader *l) {
     if (process > limit) {
         uint64_t freed = gr_loader_relieve(l, 1);
         if (freed > 0) {
-            gr_log_line(l->o.log, GRAFT_LOG_WARN, "the process takes %" PRIu64 " bytes, the limit is %" PRIu64 ": freed %" PRIu64, process, limit,
+            gr_log_line(l->o.log, GRAFT_LOG_WARN,
+                        "the process takes %" PRIu64 " bytes, the limit is %" PRIu64 ": freed %" PRIu64, process, limit,
                         freed);
         }
     }

@@ -2,8 +2,9 @@
  * One loading of a name: ask the catalogue where its files are, see whether they failed before, open and verify, find room,
  * read, and hand leases to those who wait. Runs on the loader's threads.
  *
- * No thread waits, but for another that is telling of the same name: a flight that finds no room is parked, and every lease that ends and every load that ends puts the parked
- * ones back into the queue; one that failed for a reason that may pass is paused, and the clerk puts it back when it is time.
+ * No thread waits, but for another that is telling of the same name: a flight that finds no room is parked, and every lease
+ * that ends and every load that ends puts the parked ones back into the queue; one that failed for a reason that may pass is
+ * paused, and the clerk puts it back when it is time.
  */
 #include "loader_state.h"
 
@@ -172,7 +173,8 @@ static bool worth_remembering(int code) {
 /* ---- the steps: without the mutex ----------------------------------------------------------------------- */
 
 static bool same_file(const gr_file_identity *a, const gr_file_identity *b) {
-    return a->device == b->device && a->inode == b->inode && a->size == b->size && a->mtime_ns == b->mtime_ns && a->ctime_ns == b->ctime_ns;
+    return a->device == b->device && a->inode == b->inode && a->size == b->size && a->mtime_ns == b->mtime_ns &&
+           a->ctime_ns == b->ctime_ns;
 }
 
 /* With the mutex held. */
@@ -268,14 +270,16 @@ static gr_step find_room(gr_loader *l, gr_version *v, uint64_t bytes, graft_erro
             return STEP_GO;
         }
         if (room == GR_ROOM_NEVER) {
-            gr_fail(err, GRAFT_E_LARGER_THAN_BUDGET, "needs %" PRIu64 " bytes, the memory limit leaves %" PRIu64 " for adapters", bytes, capacity);
+            gr_fail(err, GRAFT_E_LARGER_THAN_BUDGET,
+                    "needs %" PRIu64 " bytes, the memory limit leaves %" PRIu64 " for adapters", bytes, capacity);
             return STEP_FAILED;
         }
         if (parked) {
             return STEP_PARKED;
         }
-        gr_fail(err, GRAFT_E_BUSY, "needs %" PRIu64 " bytes or a place, %" PRIu64 " bytes are free and every adapter in memory is in use", bytes,
-                free_now);
+        gr_fail(err, GRAFT_E_BUSY,
+                "needs %" PRIu64 " bytes or a place, %" PRIu64 " bytes are free and every adapter in memory is in use",
+                bytes, free_now);
         return STEP_FAILED;
     }
 }
@@ -296,16 +300,18 @@ static int settle_bytes(gr_loader *l, gr_version *v, const gr_loaded *loaded, gr
         gr_bury(l, evicted);
         if (fits || !evicted) {
             return fits ? 0
-                        : gr_fail(err, GRAFT_E_BUDGET_EXHAUSTED, "took %" PRIu64 " bytes instead of %" PRIu64 ", and the rest is not free",
-                                  loaded->bytes, reserved);
+                        : gr_fail(err, GRAFT_E_BUDGET_EXHAUSTED,
+                                  "took %" PRIu64 " bytes instead of %" PRIu64 ", and the rest is not free", loaded->bytes,
+                                  reserved);
         }
     }
 }
 
 static int check_generation(const gr_version *v, const gr_loaded *loaded, graft_error *err) {
     if (v->expected[0] && strcmp(v->expected, loaded->generation) != 0) {
-        return gr_fail(err, GRAFT_E_CHANGED_ON_DISK, "the files have generation %.12s, registered is %.12s; reload to accept them",
-                       loaded->generation, v->expected);
+        return gr_fail(err, GRAFT_E_CHANGED_ON_DISK,
+                       "the files have generation %.12s, registered is %.12s; reload to accept them", loaded->generation,
+                       v->expected);
     }
     return 0;
 }
@@ -399,7 +405,8 @@ void gr_flight_failed(gr_loader *l, gr_version *v, const graft_error *err) {
 }
 
 /* Whether the name is to have the generation that was loaded: not if it was expected anyway, nor if a load that began later was
- * quicker. Of one name one load lands at a time, so that the catalogue hears of them in the order in which they become resident. */
+ * quicker. Of one name one load lands at a time, so that the catalogue hears of them in the order in which they become
+ * resident. */
 static bool begin_landing(gr_loader *l, const gr_version *v) {
     gr_mutex_lock(&l->mutex);
     while (v->slot->landing) { /* for as long as `record` takes, which does not block */
@@ -420,7 +427,8 @@ static void landed(gr_loader *l, gr_version *v, const gr_loaded *loaded, double 
                   loaded->no_effect ? "; it has no effect" : "");
     bool news = begin_landing(l, v);
     /* Since v->path is set nobody changes the revision. */
-    gr_tell(l, v->slot->key, (gr_event){.kind = GR_EVENT_LOADED, .revision = v->revision, .ms = ms, .stale = !news}, loaded, NULL);
+    gr_tell(l, v->slot->key, (gr_event){.kind = GR_EVENT_LOADED, .revision = v->revision, .ms = ms, .stale = !news}, loaded,
+            NULL);
     gr_mutex_lock(&l->mutex);
     gr_histogram_add(&l->table.metrics.load_us, (int64_t)(ms * 1000));
     v->slot->landing = false;

@@ -81,8 +81,8 @@ static int begin(gr_asking *a, gr_loader *l, const gr_lease_request *request, gr
     a->request = request;
     a->start = gr_now_us();
     a->pin_events = atomic_load(&l->pin_events);
-    int rc = l->o.catalog.find(l->o.catalog.self, request->project, request->adapter ? request->adapter : GR_DEFAULT_ADAPTER, false,
-                               &a->entry, err);
+    int rc = l->o.catalog.find(l->o.catalog.self, request->project, request->adapter ? request->adapter : GR_DEFAULT_ADAPTER,
+                               false, &a->entry, err);
     if (rc) {
         return rc;
     }

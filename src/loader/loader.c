@@ -61,7 +61,8 @@ void gr_record(gr_loader *l, gr_event_kind kind, const char *key, uint64_t revis
     gr_tell(l, key, (gr_event){.kind = kind, .revision = revision, .ms = ms}, loaded, err);
 }
 
-void gr_loader_say(gr_loader *l, graft_log_level level, const char *key, const char *generation, int code, const char *format, ...) {
+void gr_loader_say(gr_loader *l, graft_log_level level, const char *key, const char *generation, int code,
+                   const char *format, ...) {
     if (!l->o.log || !l->o.log->fn) {
         return;
     }
@@ -71,7 +72,8 @@ void gr_loader_say(gr_loader *l, graft_log_level level, const char *key, const c
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    const graft_log_entry about = {.level = level, .project = project, .adapter = adapter, .generation = generation, .code = code};
+    const graft_log_entry about = {
+        .level = level, .project = project, .adapter = adapter, .generation = generation, .code = code};
     gr_log_about(l->o.log, &about, "adapter %s: %s", key, text);
 }
 
@@ -83,13 +85,15 @@ void gr_say_evicted(gr_loader *l, const gr_version *evicted) {
 }
 
 void gr_record_fallback(gr_loader *l, const char *key, const graft_error *why) {
-    gr_loader_say(l, GRAFT_LOG_WARN, key, NULL, why->code, "the base answers instead: %s: %s", graft_error_name(why->code), why->message);
+    gr_loader_say(l, GRAFT_LOG_WARN, key, NULL, why->code, "the base answers instead: %s: %s", graft_error_name(why->code),
+                  why->message);
     gr_record(l, GR_EVENT_FALLBACK, key, 0, NULL, 0, why);
 }
 
 /* ---- unload, pin, pressure ---- */
 
-int gr_loader_unload(gr_loader *l, const char *project, const char *adapter, uint64_t *freed, uint64_t *pending, graft_error *err) {
+int gr_loader_unload(gr_loader *l, const char *project, const char *adapter, uint64_t *freed, uint64_t *pending,
+                     graft_error *err) {
     gr_version *dead = NULL;
     uint64_t now = 0, later = 0;
     gr_mutex_lock(&l->mutex);
@@ -187,8 +191,9 @@ int gr_loader_charge(gr_loader *l, uint64_t bytes, graft_error *err) {
         if (!relieved && freeing) { /* another thread has it in hand */
             gr_sleep_us(FREEING_US);
         } else if (!relieved) {
-            return gr_fail(err, GRAFT_E_BUDGET_EXHAUSTED, "needs %" PRIu64 " bytes, %" PRIu64 " of the limit of %" PRIu64 " are free", bytes,
-                           free_now, limit);
+            return gr_fail(err, GRAFT_E_BUDGET_EXHAUSTED,
+                           "needs %" PRIu64 " bytes, %" PRIu64 " of the limit of %" PRIu64 " are free", bytes, free_now,
+                           limit);
         }
     }
 }
@@ -307,7 +312,8 @@ static int start_threads(gr_loader *l, graft_error *err) {
 
 int gr_loader_create(gr_loader **out, const gr_loader_options *options, graft_error *err) {
     if (options->fixed_bytes >= options->memory_limit) {
-        return gr_fail(err, GRAFT_E_BUDGET_EXHAUSTED, "the base model and its caches need %" PRIu64 " bytes, the memory limit (memory_limit) is %" PRIu64,
+        return gr_fail(err, GRAFT_E_BUDGET_EXHAUSTED,
+                       "the base model and its caches need %" PRIu64 " bytes, the memory limit (memory_limit) is %" PRIu64,
                        options->fixed_bytes, options->memory_limit);
     }
     gr_loader *l = gr_zalloc(sizeof *l);

@@ -26,7 +26,8 @@ struct gr_lease {
 
 struct gr_loader {
     gr_loader_options o;
-    gr_mutex mutex; /* rank LOADER: everything below. Held for a few pointers' worth of work; README.md says what never happens under it */
+    gr_mutex mutex; /* rank LOADER: everything below. Held for a few pointers' worth of work; README.md says what never
+                       happens under it */
     gr_table table;
     gr_version *queue_first, *queue_last;   /* flights to work on */
     gr_version *parked_first;               /* flights that wait for room, oldest first */
@@ -79,8 +80,8 @@ void gr_record(gr_loader *l, gr_event_kind kind, const char *key, uint64_t revis
 void gr_say_evicted(gr_loader *l, const gr_version *evicted);
 void gr_record_fallback(gr_loader *l, const char *key, const graft_error *why);
 /* A log line about a name. */
-void gr_loader_say(gr_loader *l, graft_log_level level, const char *key, const char *generation, int code, const char *format, ...)
-    GR_PRINTF(6, 7);
+void gr_loader_say(gr_loader *l, graft_log_level level, const char *key, const char *generation, int code,
+                   const char *format, ...) GR_PRINTF(6, 7);
 /* Ends a flight that failed. */
 void gr_flight_failed(gr_loader *l, gr_version *v, const graft_error *err);
 

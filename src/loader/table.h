@@ -141,7 +141,8 @@ void gr_table_unreserve(gr_table *t, gr_version *v);
 bool gr_table_reserve_more(gr_table *t, gr_version *v, uint64_t bytes);
 
 /* loading -> resident (or, if unwanted or overtaken, straight to draining). Each waiter gets a lease: counted here,
- * handed over by the caller. A version that is thereby replaced is detached. Versions without leases that are now draining go to *dead. */
+ * handed over by the caller. A version that is thereby replaced is detached. Versions without leases that are now draining
+ * go to *dead. */
 void gr_table_ready(gr_table *t, gr_version *v, const gr_loaded *loaded, double load_ms, int64_t now, gr_version **dead);
 /* loading -> failed -> gone. The waiters must have been taken off. The version is freed. */
 void gr_table_fail(gr_table *t, gr_version *v, const graft_error *err, int64_t remember_until);

@@ -91,7 +91,8 @@ uint64_t gr_grouped_size(const gr_adapter *a) {
     uint64_t size = OVERHEAD;
     for (size_t i = 0; i < a->n_modules; i++) {
         const gr_module *m = a->modules + i;
-        size += (uint64_t)m->rank * ((uint64_t)m->n_in * ggml_type_size(ggml_type_of(m)) + (uint64_t)m->n_out * ggml_type_size(type_of_b(m, alpha)));
+        size += (uint64_t)m->rank * ((uint64_t)m->n_in * ggml_type_size(ggml_type_of(m)) +
+                                     (uint64_t)m->n_out * ggml_type_size(type_of_b(m, alpha)));
     }
     return size + a->n_modules * OVERHEAD_MODULE;
 }

@@ -51,7 +51,9 @@ static int check_file(const char *path, graft_error *err) {
     graft_error why;
     int rc = gr_file_open(&f, AT_FDCWD, path, &why);
     if (rc) {
-        int code = rc == GRAFT_E_ADAPTER_FILE_MISSING ? GRAFT_E_MODEL_MISSING : rc == GRAFT_E_OUT_OF_MEMORY ? rc : GRAFT_E_MODEL_INVALID;
+        int code = rc == GRAFT_E_ADAPTER_FILE_MISSING ? GRAFT_E_MODEL_MISSING
+                   : rc == GRAFT_E_OUT_OF_MEMORY ? rc
+                   : GRAFT_E_MODEL_INVALID;
         return gr_fail(err, code, "%s", why.message);
     }
     uint8_t first[16] = {0};

@@ -48,12 +48,13 @@ static int cannot_be(const finder *f, const char *why) {
 static int missing(const finder *f, const char *looked_for) {
     char q[GR_QUOTE_SIZE];
     return gr_fail(f->err, f->adapter ? GRAFT_E_ADAPTER_FILE_MISSING : GRAFT_E_MODEL_MISSING,
-                   "\"%.128s\" is not there: looked for %.120s in %.100s", gr_quote(q, f->reference, strlen(f->reference)), looked_for,
-                   f->root);
+                   "\"%.128s\" is not there: looked for %.120s in %.100s", gr_quote(q, f->reference, strlen(f->reference)),
+                   looked_for, f->root);
 }
 
 static int damaged(const finder *f, const char *file, const char *why) {
-    return gr_fail(f->err, f->adapter ? GRAFT_E_NOT_AN_ADAPTER : GRAFT_E_MODEL_INVALID, "%.200s in %.100s: %s", file, f->root, why);
+    return gr_fail(f->err, f->adapter ? GRAFT_E_NOT_AN_ADAPTER : GRAFT_E_MODEL_INVALID, "%.200s in %.100s: %s", file,
+                   f->root, why);
 }
 
 /* ---- paths ---------------------------------------------------------------------------------------------- */
@@ -71,8 +72,8 @@ static int open_store(finder *f, const char *folder, const char *what) {
                        gr_quote(q, f->reference, strlen(f->reference)), what);
     }
     if (!realpath(folder, f->root)) {
-        return gr_fail(f->err, f->adapter ? GRAFT_E_ADAPTER_FILE_MISSING : GRAFT_E_MODEL_MISSING, "%s at %.200s: %s", what, folder,
-                       strerror(errno));
+        return gr_fail(f->err, f->adapter ? GRAFT_E_ADAPTER_FILE_MISSING : GRAFT_E_MODEL_MISSING, "%s at %.200s: %s", what,
+                       folder, strerror(errno));
     }
     return 0;
 }
@@ -126,7 +127,8 @@ static bool good_part(const char *part, size_t n, const char *also) {
     }
     for (size_t i = 0; i < n; i++) {
         char c = part[i];
-        if (!((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || strchr("._-", c) || strchr(also, c))) {
+        if (!((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || strchr("._-", c) ||
+              strchr(also, c))) {
             return false;
         }
     }
@@ -187,8 +189,8 @@ static int choose_host(char host[MAX_PART + 1], const finder *f, const ollama_na
         }
         snprintf(at, sizeof at, "manifests/%s/%s/%s/%s", d->d_name, name->space, name->name, name->tag);
         if (is_there(f, at) && *host) {
-            rc = gr_fail(f->err, GRAFT_E_BAD_REQUEST, "%s/%s:%s is there from %s and from %s: say ollama:HOST/%s/%s:%s", name->space,
-                         name->name, name->tag, host, d->d_name, name->space, name->name, name->tag);
+            rc = gr_fail(f->err, GRAFT_E_BAD_REQUEST, "%s/%s:%s is there from %s and from %s: say ollama:HOST/%s/%s:%s",
+                         name->space, name->name, name->tag, host, d->d_name, name->space, name->name, name->tag);
         } else if (is_there(f, at)) {
             memcpy(host, d->d_name, strlen(d->d_name) + 1); /* good parts fit */
         }

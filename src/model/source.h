@@ -32,10 +32,11 @@ typedef struct gr_source_limits {
 /*
  * Opens the PEFT folder or GGUF file at `path`. Both files of a folder are opened relative to one descriptor of
  * the folder. Config findings go to `report` (the source is then open, and not loadable); the rest is returned:
- * ADAPTER_FILE_MISSING (`path` itself; what is wrong with that says all of it), MISSING_FILE (names which), CONFIG_MISSING (also for the path of a safetensors
- * file: the folder is wanted), NOT_READABLE, NOT_REGULAR_FILE, IO_ERROR (also: no descriptors are left), TOO_LARGE, OUTSIDE_ROOT (before reading),
- * PICKLE_REFUSED (adapter_model.bin and no safetensors, or a file with such a name), SHARDED_UNSUPPORTED, LFS_POINTER,
- * UNSUPPORTED_FORMAT, NOT_AN_ADAPTER, JSON (JSON_TOO_LARGE above 1 MiB of config), safetensors and GGUF codes.
+ * ADAPTER_FILE_MISSING (`path` itself; what is wrong with that says all of it), MISSING_FILE (names which), CONFIG_MISSING
+ * (also for the path of a safetensors file: the folder is wanted), NOT_READABLE, NOT_REGULAR_FILE, IO_ERROR (also: no
+ * descriptors are left), TOO_LARGE, OUTSIDE_ROOT (before reading), PICKLE_REFUSED (adapter_model.bin and no safetensors, or
+ * a file with such a name), SHARDED_UNSUPPORTED, LFS_POINTER, UNSUPPORTED_FORMAT, NOT_AN_ADAPTER, JSON (JSON_TOO_LARGE above
+ * 1 MiB of config), safetensors and GGUF codes.
  * *out: gr_source_close.
  */
 int gr_source_open(gr_source **out, const char *path, gr_source_limits limits, gr_report *report, graft_error *err);

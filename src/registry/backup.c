@@ -34,7 +34,8 @@ static int check_copy(graft_registry *r, const char *path, graft_error *err) {
     rc = rc ? rc : gr_store_number(&copy, &keys, "SELECT count(*) FROM keys", err);
     gr_store_close(&copy);
     if (!rc && ((uint64_t)projects != r->index.n || (uint64_t)adapters != r->index.n_rows || (uint64_t)keys != r->keys.n)) {
-        rc = gr_fail(err, GRAFT_E_REGISTRY_INVALID, "the file holds %lld projects, %lld adapters and %lld keys, memory %zu, %zu and %zu",
+        rc = gr_fail(err, GRAFT_E_REGISTRY_INVALID,
+                     "the file holds %lld projects, %lld adapters and %lld keys, memory %zu, %zu and %zu",
                      (long long)projects, (long long)adapters, (long long)keys, r->index.n, r->index.n_rows, r->keys.n);
     }
     return rc;
@@ -69,7 +70,8 @@ void gr_backup_if_due(graft_registry *r, uint64_t due) {
     r->backed_up = r->store.commits; /* also if it fails: the next try is as far away */
     int rc = r->store.replaced ? 0 : make(r, &err);
     if (rc && !r->backup_failed) {
-        gr_log_line(&r->log, GRAFT_LOG_WARN, "the registry's backup could not be made: %s: %s", graft_error_name(rc), err.message);
+        gr_log_line(&r->log, GRAFT_LOG_WARN, "the registry's backup could not be made: %s: %s", graft_error_name(rc),
+                    err.message);
     }
     r->backup_failed = rc != 0;
 }
@@ -132,7 +134,8 @@ void gr_backup_mention(const char *path, bool not_ours, graft_error *err) {
     int rc = not_ours ? GRAFT_E_NOT_FOUND : read_backup(&backup, path, &why);
     const char *name = strrchr(path, '/') + 1;
     if (rc == 0) {
-        snprintf(err->message + n, room, "; `graft registry recover` puts the backup of %s (%zu projects, %zu adapters) in its place: %.60s%s",
+        snprintf(err->message + n, room,
+                 "; `graft registry recover` puts the backup of %s (%zu projects, %zu adapters) in its place: %.60s%s",
                  utc(time, backup.written, false), backup.projects, backup.adapters, name, GR_STORE_BACKUP);
     } else {
         snprintf(err->message + n, room, "; %sput a good copy in its place, or move %s away to start anew",

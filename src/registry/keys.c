@@ -110,7 +110,8 @@ static bool is_sane(const gr_key *k, sqlite3_stmt *q) {
     bool good = gr_name_valid(k->name, strlen(k->name)) && k->n_projects <= GRAFT_KEY_PROJECTS &&
                 k->admin == (sqlite3_column_int(q, C_ADMIN) != 0) && strspn(k->hash, "0123456789abcdef") == sizeof k->hash - 1;
     for (size_t i = 0; i < k->n_projects && good; i++) {
-        good = gr_name_valid(k->projects[i], strlen(k->projects[i])) && (i == 0 || strcmp(k->projects[i - 1], k->projects[i]) < 0);
+        good = gr_name_valid(k->projects[i], strlen(k->projects[i])) &&
+               (i == 0 || strcmp(k->projects[i - 1], k->projects[i]) < 0);
     }
     return good;
 }
@@ -236,8 +237,8 @@ static int add_run(graft_registry *r, gr_task *task, graft_error *err) {
     }
     memcpy(t->key->hash, t->hash, sizeof t->hash);
     t->key->created = now;
-    int rc = gr_store_run(&r->store, err, "INSERT INTO keys (name, hash, admin, projects, created) VALUES (?1,?2,?3,?4,?5)", "ssisi",
-                          t->name, t->hash, (int64_t)t->key->admin, t->projects, now);
+    int rc = gr_store_run(&r->store, err, "INSERT INTO keys (name, hash, admin, projects, created) VALUES (?1,?2,?3,?4,?5)",
+                          "ssisi", t->name, t->hash, (int64_t)t->key->admin, t->projects, now);
     t->key->id = sqlite3_last_insert_rowid(r->store.db);
     return rc;
 }
@@ -277,8 +278,8 @@ static int join_projects(gr_buffer *out, const char *const *projects, size_t n, 
     return out->failed || !out->data ? gr_fail_memory(err, out->length) : 0;
 }
 
-int gr_registry_key_add(char secret[GRAFT_KEY_SIZE], gr_registry *r, const char *name, const char *const *projects, size_t n_projects,
-                        graft_error *err) {
+int gr_registry_key_add(char secret[GRAFT_KEY_SIZE], gr_registry *r, const char *name, const char *const *projects,
+                        size_t n_projects, graft_error *err) {
     gr_buffer joined;
     key_task t = {.task = {.run = add_run, .apply = add_apply, .writes = true}, .name = name};
     gr_buffer_init(&joined, PROJECTS_TEXT);

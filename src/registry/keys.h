@@ -1,7 +1,7 @@
 /*
- * Keys: who may ask a server, and for which projects. In memory a sorted array of objects that never change, under the same rules as
- * the index: the writer thread alone changes the array, with the index's mutex held; every other thread holds the mutex to look.
- * A key's secret is nowhere, only its SHA-256.
+ * Keys: who may ask a server, and for which projects. In memory a sorted array of objects that never change, under the same
+ * rules as the index: the writer thread alone changes the array, with the index's mutex held; every other thread holds the
+ * mutex to look. A key's secret is nowhere, only its SHA-256.
  */
 #ifndef GR_KEYS_H
 #define GR_KEYS_H

@@ -121,7 +121,8 @@ static int load_adapter(graft_registry *r, sqlite3_stmt *q, graft_error *err) {
 }
 
 /* Calls `take` for each row of a query. */
-static int each(graft_registry *r, const char *sql, int (*take)(graft_registry *, sqlite3_stmt *, graft_error *), graft_error *err) {
+static int each(graft_registry *r, const char *sql, int (*take)(graft_registry *, sqlite3_stmt *, graft_error *),
+                graft_error *err) {
     sqlite3_stmt *q;
     int rc = gr_store_query(&r->store, &q, err, sql, "");
     if (rc) {

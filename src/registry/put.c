@@ -99,7 +99,8 @@ static int rename_run(graft_registry *r, gr_task *task, graft_error *err) {
     if (!t->new_name || !t->adapters) {
         return gr_fail_memory(err, strlen(t->to) + 1);
     }
-    return gr_store_run(&r->store, err, "UPDATE projects SET name=?1, changed=?2 WHERE id=?3", "sii", t->to, gr_wall_seconds(), p->id);
+    return gr_store_run(&r->store, err, "UPDATE projects SET name=?1, changed=?2 WHERE id=?3", "sii", t->to,
+                        gr_wall_seconds(), p->id);
 }
 
 static void rename_apply(graft_registry *r, gr_task *task) {
@@ -304,7 +305,8 @@ static void put_apply_one(graft_registry *r, gr_put *put) {
 /* A scan found what was known: only whether it can be loaded may be news, and is written with the history, as all such. */
 static void put_rescan(graft_registry *r, gr_put *put) {
     gr_row *row = put->row;
-    bool was_bad = row->state != GRAFT_REGISTERED && row->state != GRAFT_REGISTERED_READY && row->state != GRAFT_REGISTERED_CHANGED;
+    bool was_bad = row->state != GRAFT_REGISTERED && row->state != GRAFT_REGISTERED_READY &&
+                   row->state != GRAFT_REGISTERED_CHANGED;
     if (!put->broken.code && !was_bad) {
         return;
     }
@@ -369,8 +371,8 @@ static int examine(gr_registry *r, gr_examined *out, const char *path, const cha
     return gr_examine(out, path, root, r->max_adapter_bytes, true, err);
 }
 
-static int put_examined(gr_registry *r, const char *project, const char *adapter, const char *path, const char *below, unsigned flags,
-                        bool *changed, graft_error *err) {
+static int put_examined(gr_registry *r, const char *project, const char *adapter, const char *path, const char *below,
+                        unsigned flags, bool *changed, graft_error *err) {
     gr_put put = {.project = project, .adapter = adapter, .flags = flags};
     int rc = check_open(r, err);
     rc = rc ? rc : examine(r, &put.found, path, below, err);

@@ -37,7 +37,12 @@ int gr_registry_flush(gr_registry *r, graft_error *err);
  * replacement that found the same path and content is none either. Renaming or removing a project tells REMOVED for each of
  * its adapters, under the old name.
  */
-typedef enum gr_registry_change { GR_REGISTRY_REMOVED, GR_REGISTRY_CHANGED, GR_REGISTRY_PINNED, GR_REGISTRY_UNPINNED } gr_registry_change;
+typedef enum gr_registry_change {
+    GR_REGISTRY_REMOVED,
+    GR_REGISTRY_CHANGED,
+    GR_REGISTRY_PINNED,
+    GR_REGISTRY_UNPINNED
+} gr_registry_change;
 
 /*
  * Told after a change was committed and applied, on the thread that made it, with no lock held. Two threads' changes of one
@@ -81,8 +86,8 @@ int gr_registry_scan(gr_registry *r, const char *path, const gr_scan_limits *lim
                      graft_scan_summary *out, graft_error *err);
 
 /* keys.c */
-int gr_registry_key_add(char secret[GRAFT_KEY_SIZE], gr_registry *r, const char *name, const char *const *projects, size_t n_projects,
-                        graft_error *err);
+int gr_registry_key_add(char secret[GRAFT_KEY_SIZE], gr_registry *r, const char *name, const char *const *projects,
+                        size_t n_projects, graft_error *err);
 int gr_registry_key_remove(gr_registry *r, const char *name, graft_error *err);
 int gr_registry_key_list(graft_key_list **out, gr_registry *r, const char *name, graft_error *err);
 int gr_registry_key_find(graft_key_list **out, gr_registry *r, const char *secret, graft_error *err);

@@ -338,8 +338,8 @@ static int check_folder(const gr_registry *r, const char *path, char real[PATH_M
     struct stat st;
     gr_quote(q, path, strlen(path));
     if (!realpath(path, real) || stat(real, &st) != 0) {
-        return gr_fail(err, errno == ENOENT || errno == ENOTDIR ? GRAFT_E_ADAPTER_FILE_MISSING : GRAFT_E_NOT_READABLE, "folder %s: %s", q,
-                       strerror(errno));
+        return gr_fail(err, errno == ENOENT || errno == ENOTDIR ? GRAFT_E_ADAPTER_FILE_MISSING : GRAFT_E_NOT_READABLE,
+                       "folder %s: %s", q, strerror(errno));
     }
     if (!S_ISDIR(st.st_mode) || access(real, R_OK | X_OK) != 0) {
         return gr_fail(err, GRAFT_E_NOT_READABLE, "%s: %s", q, S_ISDIR(st.st_mode) ? strerror(errno) : "is no folder");

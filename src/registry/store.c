@@ -60,7 +60,9 @@ static int failed(const gr_store *s, graft_error *err) {
         return gr_fail(err, code, "registry %s: another program has it locked", quoted_path(s, q));
     }
     return gr_fail(err, code, "registry %s: %s%s (SQLite %d)", quoted_path(s, q),
-                   code == GRAFT_E_STORAGE_FULL ? "could not be written: " : code == GRAFT_E_REGISTRY_INVALID ? "is damaged: " : "",
+                   code == GRAFT_E_STORAGE_FULL ? "could not be written: "
+                   : code == GRAFT_E_REGISTRY_INVALID ? "is damaged: "
+                   : "",
                    s->db ? sqlite3_errmsg(s->db) : "out of memory", sqlite);
 }
 
@@ -166,7 +168,8 @@ int gr_store_still_there(gr_store *s, graft_error *err) {
     }
     s->replaced = true;
     return gr_fail(err, GRAFT_E_REGISTRY_BUSY,
-                   "registry %s: the file was deleted or replaced while it was open; put it back or restart to go on with what is there",
+                   "registry %s: the file was deleted or replaced while it was open; put it back or restart to go on with "
+                   "what is there",
                    quoted_path(s, q));
 }
 
@@ -309,7 +312,8 @@ static int migrate(gr_store *s, graft_error *err) {
     int rc = 0;
     while (s->version < GR_STORE_VERSION && !rc) {
         char numbers[96];
-        snprintf(numbers, sizeof numbers, "PRAGMA application_id=%d; PRAGMA user_version=%d", GR_STORE_APPLICATION, s->version + 1);
+        snprintf(numbers, sizeof numbers, "PRAGMA application_id=%d; PRAGMA user_version=%d", GR_STORE_APPLICATION,
+                 s->version + 1);
         rc = script(s, "BEGIN IMMEDIATE", err);
         rc = rc ? rc : script(s, migrations[s->version], err);
         rc = rc ? rc : script(s, numbers, err);
@@ -390,7 +394,9 @@ static int check_gone(gr_store *s, graft_error *err) {
         /* SQLite would pour it into the new file. */
         return invalid(s, err, "is gone, but its write-ahead log (-wal) is still there");
     }
-    return lstat(gr_store_beside(path, s->path, GR_STORE_BACKUP), &st) == 0 ? invalid(s, err, "is gone, but its backup is still there") : 0;
+    return lstat(gr_store_beside(path, s->path, GR_STORE_BACKUP), &st) == 0
+               ? invalid(s, err, "is gone, but its backup is still there")
+               : 0;
 }
 
 static int create(gr_store *s, graft_error *err) {

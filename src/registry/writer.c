@@ -48,7 +48,8 @@ static void flush(graft_registry *r) {
     }
     gr_mutex_unlock(&r->index.mutex);
     if (lost) {
-        gr_log_line(&r->log, GRAFT_LOG_WARN, "%llu events came too fast to be logged; they are counted", (unsigned long long)lost);
+        gr_log_line(&r->log, GRAFT_LOG_WARN, "%llu events came too fast to be logged; they are counted",
+                    (unsigned long long)lost);
     }
 }
 
