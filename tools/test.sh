@@ -14,9 +14,9 @@ tests() { ctest --test-dir "$here/../build/$preset" --output-on-failure "$@"; }
 if [ "$preset" = tsan ]; then
     tests -L threads
 else
-    # Two at a time would fight for the cores that each of them wants for itself; but not those that wait for a server most of the time.
+    # Two at a time would fight for the cores that each of them wants for itself; but not those that use one, or wait for a server.
     status=0
-    tests -LE waits || status=$?
-    tests -L waits -j 2 || status=$?
+    tests -LE pairs || status=$?
+    tests -L pairs -j 2 || status=$?
     exit "$status"
 fi
