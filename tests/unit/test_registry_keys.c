@@ -166,9 +166,10 @@ static void refusals(void **state) {
     bad(GRAFT_E_BAD_NAME, "key name", gr_registry_key_list(&l, r, "a/b", &err));
     bad(GRAFT_E_NOT_FOUND, "key \"k\"", gr_registry_key_list(&l, r, "k", &err));
     for (int i = 0; i <= GRAFT_KEY_PROJECTS; i++) { /* the longest names there are, backwards */
+        char digits[16];
+        snprintf(digits, sizeof digits, "%03d", GRAFT_KEY_PROJECTS - i);
         memset(names[i], 'n', GRAFT_NAME_SIZE - 1);
-        snprintf(names[i], 4, "%03d", GRAFT_KEY_PROJECTS - i);
-        names[i][3] = 'n';
+        memcpy(names[i], digits, 3);
         projects[i] = names[i];
     }
     bad(GRAFT_E_BAD_REQUEST, "256 projects at most, not 257", gr_registry_key_add(secret, r, "k", projects, GRAFT_KEY_PROJECTS + 1, &err));
