@@ -1219,7 +1219,7 @@ def refused(server):
     try:
         server.socket().close()
         return False
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):  # reset: it waited in the system's queue when the listener went
         return True
 
 
