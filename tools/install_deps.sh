@@ -26,6 +26,8 @@ if have apt-get; then
     lib sqlite3 || need libsqlite3-dev
     lib inih || need libinih-dev
     { lib libevent_extra && lib libevent_openssl; } || need libevent-dev
+    lib libcurl || need libcurl4-openssl-dev
+    header histedit.h || need libedit-dev
     header uthash.h || need uthash-dev
     lib cmocka || need libcmocka-dev
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need "python3 python3-pip"
@@ -56,6 +58,8 @@ elif have dnf; then
     lib sqlite3 || need sqlite-devel
     lib inih || need inih-devel
     { lib libevent_extra && lib libevent_openssl; } || need libevent-devel
+    lib libcurl || need libcurl-devel
+    header histedit.h || need libedit-devel
     header uthash.h || need uthash-devel
     lib cmocka || need libcmocka-devel
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python3-pip
@@ -71,6 +75,8 @@ elif have pacman; then
     lib sqlite3 || need sqlite
     lib inih || need libinih
     { lib libevent_extra && lib libevent_openssl; } || need libevent
+    lib libcurl || need curl
+    header histedit.h || need libedit
     header uthash.h || need uthash
     lib cmocka || need cmocka
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python-pip
