@@ -227,12 +227,6 @@ static void start_change(srv_exchange *x, change *c) {
 
 /* ---- load and unload, on the worker ------------------------------------------------------------------- */
 
-/* What is registered under the name, or NULL. */
-static graft_registered_list *look(const change *c) {
-    graft_registered_list *list = NULL;
-    return graft_registry_adapter_list(&list, c->s->registry, c->name.project, c->name.adapter, NULL) == 0 ? list : NULL;
-}
-
 /* In memory, or on its way. */
 static bool is_resident(const change *c) {
     graft_loaded_list *list = NULL;
@@ -327,7 +321,7 @@ static void after_add(change *c) {
         return;
     }
     set_error(c, &c->load_error);
-    graft_registered_list *list = c->fresh ? look(c) : NULL;
+    graft_registered_list *list = c->fresh ? srv_registered(c->s, &c->name) : NULL;
     if (list && strcmp(list->items[0].path, c->path) == 0) { /* a name that has never worked is not kept */
         graft_registry_adapter_remove(c->s->registry, c->name.project, c->name.adapter, NULL);
     }
@@ -360,7 +354,7 @@ static void act_load(change *c) {
         set(c, 400, "InvalidUserInput", "bad_name", "'%s' is what the base is called here", c->text);
         return;
     }
-    graft_registered_list *list = look(c);
+    graft_registered_list *list = srv_registered(c->s, &c->name);
     bool known = list != NULL, same = known && strcmp(list->items[0].path, c->path) == 0;
     bool good = as_expected(c, list);
     graft_registered_list_free(list);
@@ -390,7 +384,7 @@ static void act_load(change *c) {
 
 static void act_unload(change *c) {
     graft_error err = {0};
-    graft_registered_list *list = look(c);
+    graft_registered_list *list = srv_registered(c->s, &c->name);
     bool known = list != NULL;
     bool good = as_expected(c, list);
     graft_registered_list_free(list);
@@ -697,10 +691,9 @@ static void write_row(srv_writer *w, const srv_exchange *x, const graft_register
 
 static void write_adapters(srv_writer *w, const srv_exchange *x) {
     const server *s = x->s;
-    graft_registered_list *all = NULL;
+    graft_registered_list *all = srv_registered(s, NULL);
     graft_loaded_list *loaded = NULL;
     if (s->registry) {
-        graft_registry_adapter_list(&all, s->registry, NULL, NULL, NULL);
         graft_loaded_adapters(&loaded, s->g, NULL);
     }
     size_t index = 0; /* among those that the key may see: the others' number is not its business */

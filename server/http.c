@@ -20,11 +20,6 @@ const char *srv_request_header(const srv_exchange *x, const char *name) {
     return evhttp_find_header(evhttp_request_get_input_headers(x->req), name);
 }
 
-const char *srv_request_query(const srv_exchange *x) {
-    const char *query = evhttp_uri_get_query(evhttp_request_get_evhttp_uri(x->req));
-    return query ? query : "";
-}
-
 void srv_header(srv_exchange *x, const char *name, const char *value) {
     /* libevent refuses values that hold a line's end. */
     evhttp_add_header(evhttp_request_get_output_headers(x->req), name, value);

@@ -43,8 +43,6 @@ struct srv_exchange {
 int srv_http_init(server *s, graft_error *err);
 
 const char *srv_request_header(const srv_exchange *x, const char *name);
-/* "" if the URI has none. Borrowed from the request. */
-const char *srv_request_query(const srv_exchange *x);
 /* A header of the reply; before it begins. */
 void srv_header(srv_exchange *x, const char *name, const char *value);
 

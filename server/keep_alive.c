@@ -243,8 +243,7 @@ int64_t srv_keep_alive_left(const server *s, const graft_loaded *l) {
 static struct item *add_item(chore *c, const char *project, const char *adapter, int what) {
     struct item *item = &c->items[c->n++];
     item->what = what;
-    snprintf(item->name.project, sizeof item->name.project, "%s", project);
-    snprintf(item->name.adapter, sizeof item->name.adapter, "%s", adapter);
+    srv_name_set(&item->name, project, adapter);
     return item;
 }
 

@@ -20,15 +20,6 @@
 
 /* ---- global scales ------------------------------------------------------------------------------------ */
 
-/* NULL without a registry, or if memory is out. */
-static graft_registered_list *registered(const server *s) {
-    graft_registered_list *list = NULL;
-    if (s->registry) {
-        graft_registry_adapter_list(&list, s->registry, NULL, NULL, NULL);
-    }
-    return list;
-}
-
 static float default_scale(const server *s, const graft_registered *a) {
     const srv_defaults *d = srv_defaults_get(s);
     for (size_t i = 0; i < d->n; i++) {
@@ -40,7 +31,7 @@ static float default_scale(const server *s, const graft_registered *a) {
 }
 
 void srv_get_llama_adapters(srv_exchange *x) {
-    graft_registered_list *list = registered(x->s);
+    graft_registered_list *list = srv_registered(x->s, NULL);
     int64_t id = 0;
     srv_writer w;
     srv_writer_init(&w);
@@ -104,7 +95,7 @@ static bool collect(srv_defaults *out, const float *scales, const graft_register
 }
 
 static bool take_scales(server *s, json_t *body, srv_fault *f) {
-    graft_registered_list *list = registered(s);
+    graft_registered_list *list = srv_registered(s, NULL);
     size_t n = list ? list->n : 0;
     float *scales = gr_calloc(n ? n : 1, sizeof *scales); /* who is not named gets 0 */
     srv_defaults fresh = {.n = 0};

@@ -212,9 +212,8 @@ static void write_history(gr_buffer *b, server *s) {
     bool there[SRV_USAGE_ROWS] = {0};
     for (int i = 1; i < s->usage.n; i++) {
         srv_name name;
-        graft_registered_list *list = NULL;
-        if (s->registry && srv_name_split(&name, s->usage.rows[i].label) &&
-            graft_registry_adapter_list(&list, s->registry, name.project, name.adapter, NULL) == 0) {
+        graft_registered_list *list = srv_name_split(&name, s->usage.rows[i].label) ? srv_registered(s, &name) : NULL;
+        if (list) {
             of[i] = list->items[0].history;
             there[i] = true;
         }

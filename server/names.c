@@ -21,6 +21,12 @@ const char *srv_name_id(char out[SRV_ID_SIZE], const char *project, const char *
     return out;
 }
 
+void srv_name_set(srv_name *out, const char *project, const char *adapter) {
+    *out = (srv_name){0};
+    snprintf(out->project, sizeof out->project, "%s", project);
+    snprintf(out->adapter, sizeof out->adapter, "%s", adapter);
+}
+
 bool srv_name_split(srv_name *out, const char *text) {
     const char *slash = strchr(text, '/');
     size_t n = slash ? (size_t)(slash - text) : strlen(text);
@@ -34,10 +40,17 @@ bool srv_name_split(srv_name *out, const char *text) {
     return true;
 }
 
-/* Whether the registry has it. */
-static bool is_registered(const server *s, const srv_name *name) {
+graft_registered_list *srv_registered(const server *s, const srv_name *name) {
     graft_registered_list *list = NULL;
-    bool found = s->registry && graft_registry_adapter_list(&list, s->registry, name->project, name->adapter, NULL) == 0;
+    if (s->registry) {
+        graft_registry_adapter_list(&list, s->registry, name ? name->project : NULL, name ? name->adapter : NULL, NULL);
+    }
+    return list;
+}
+
+static bool is_registered(const server *s, const srv_name *name) {
+    graft_registered_list *list = srv_registered(s, name);
+    bool found = list != NULL;
     graft_registered_list_free(list);
     return found;
 }

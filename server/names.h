@@ -18,6 +18,10 @@ bool srv_name_find(const srv_exchange *x, srv_name *out, const char *text, const
 /* "PROJECT/ADAPTER", or "PROJECT" for its default. */
 #define SRV_ID_SIZE (2 * GRAFT_NAME_SIZE)
 const char *srv_name_id(char out[SRV_ID_SIZE], const char *project, const char *adapter);
+void srv_name_set(srv_name *out, const char *project, const char *adapter);
+/* What is registered under the name, or with NULL all there is: graft_registered_list_free. NULL if there is nothing of that name, no
+ * registry, or no memory. Any thread. */
+graft_registered_list *srv_registered(const server *s, const srv_name *name);
 /* Splits at the first '/'; "default" without one. False if a part is too long. */
 bool srv_name_split(srv_name *out, const char *text);
 

@@ -67,15 +67,6 @@ static base_file look_at_base(const server *s) {
     return (base_file){(int64_t)st.st_size, (int64_t)st.st_mtime * 1000000};
 }
 
-/* NULL also without a registry: then there are none. */
-static graft_registered_list *registered(const server *s, const srv_name *name) {
-    graft_registered_list *list = NULL;
-    if (s->registry) {
-        graft_registry_adapter_list(&list, s->registry, name ? name->project : NULL, name ? name->adapter : NULL, NULL);
-    }
-    return list;
-}
-
 /* ---- lists --------------------------------------------------------------------------------------------- */
 
 static void write_base_tag(srv_writer *w, const server *s) {
@@ -115,7 +106,7 @@ static void reply_models(srv_exchange *x, srv_writer *w) {
 
 void srv_get_ollama_tags(srv_exchange *x) {
     srv_writer w;
-    graft_registered_list *list = registered(x->s, NULL);
+    graft_registered_list *list = srv_registered(x->s, NULL);
     open_models(&w);
     write_base_tag(&w, x->s);
     for (size_t i = 0; list && i < list->n; i++) {
@@ -150,10 +141,9 @@ static void write_base_memory(srv_writer *w, const server *s) {
 
 static void write_memory(srv_writer *w, const server *s, const graft_loaded *l) {
     char id[SRV_ID_SIZE];
-    srv_name name = {0};
-    snprintf(name.project, sizeof name.project, "%s", l->project);
-    snprintf(name.adapter, sizeof name.adapter, "%s", l->adapter);
-    graft_registered_list *list = registered(s, &name);
+    srv_name name;
+    srv_name_set(&name, l->project, l->adapter);
+    graft_registered_list *list = srv_registered(s, &name);
     srv_open(w, '{');
     put_name(w, srv_name_id(id, l->project, l->adapter));
     srv_put_string(w, "digest", digest_of(l->generation));
@@ -245,7 +235,7 @@ void srv_post_ollama_show(srv_exchange *x) {
     srv_fault f;
     srv_request *r = srv_request_new(x, &f);
     bool good = r && ollama_take_model(r, &f);
-    graft_registered_list *list = good && r->n_uses ? registered(x->s, &r->names[0]) : NULL;
+    graft_registered_list *list = good && r->n_uses ? srv_registered(x->s, &r->names[0]) : NULL;
     if (!good) {
         srv_reply_fault(x, &f);
     } else if (r->n_uses && !list) { /* removed just now */

@@ -49,18 +49,9 @@ static void write_adapter(srv_writer *w, const srv_exchange *x, const graft_regi
     srv_close(w, '}');
 }
 
-/* NULL also without a registry: then there are none. */
-static graft_registered_list *registered(const server *s, const srv_name *name) {
-    graft_registered_list *list = NULL;
-    if (s->registry) {
-        graft_registry_adapter_list(&list, s->registry, name ? name->project : NULL, name ? name->adapter : NULL, NULL);
-    }
-    return list;
-}
-
 void srv_get_models(srv_exchange *x) {
     srv_writer w;
-    graft_registered_list *list = registered(x->s, NULL);
+    graft_registered_list *list = srv_registered(x->s, NULL);
     srv_writer_init(&w);
     srv_open(&w, '{');
     srv_put_string(&w, "object", "list");
@@ -90,7 +81,7 @@ void srv_get_model(srv_exchange *x) {
     if (name.base) {
         write_base(&w, x);
     } else {
-        graft_registered_list *list = registered(x->s, &name);
+        graft_registered_list *list = srv_registered(x->s, &name);
         if (!list) { /* removed just now */
             srv_writer_finish(&w);
             srv_reply_error(x, 404, "model_not_found", "model", "The model does not exist.");

@@ -78,10 +78,13 @@ srv_request *srv_request_new(srv_exchange *x, srv_fault *f) {
 }
 
 void srv_request_trim(srv_request *r) {
-    json_t *model = json_incref(json_object_get(r->body, "model")); /* its text is still pointed to */
-    json_object_clear(r->body);
-    if (model) {
-        json_object_set_new(r->body, "model", model);
+    const char *key;
+    json_t *value;
+    void *next;
+    json_object_foreach_safe(r->body, next, key, value) {
+        if (strcmp(key, "model") != 0) { /* whose text is still pointed to */
+            json_object_del(r->body, key);
+        }
     }
 }
 
@@ -306,19 +309,13 @@ static bool add_use(srv_request *r, const srv_name *name, float scale, srv_fault
 
 /* The name of the `id`-th adapter that /v1/lora_adapters lists to this key. */
 static bool name_of_id(const srv_exchange *x, json_int_t id, srv_name *out) {
-    const server *s = x->s;
-    graft_registered_list *list = NULL;
+    graft_registered_list *list = srv_registered(x->s, NULL);
     json_int_t seen = 0;
     bool found = false;
-    if (s->registry) {
-        graft_registry_adapter_list(&list, s->registry, NULL, NULL, NULL);
-    }
     for (size_t i = 0; list && i < list->n && !found; i++) {
         found = srv_may(x, list->items[i].project) && seen++ == id;
         if (found) {
-            *out = (srv_name){0};
-            snprintf(out->project, sizeof out->project, "%s", list->items[i].project);
-            snprintf(out->adapter, sizeof out->adapter, "%s", list->items[i].adapter);
+            srv_name_set(out, list->items[i].project, list->items[i].adapter);
         }
     }
     graft_registered_list_free(list);

@@ -77,9 +77,10 @@ static void write_requests(gr_buffer *b, const server *s, const graft_slot_list 
 
 /* 0 if it is not registered any more. */
 static int rank_of(const server *s, const graft_loaded *a) {
-    graft_registered_list *list = NULL;
-    bool found = s->registry && graft_registry_adapter_list(&list, s->registry, a->project, a->adapter, NULL) == 0;
-    int rank = found ? list->items[0].rank : 0;
+    srv_name name;
+    srv_name_set(&name, a->project, a->adapter);
+    graft_registered_list *list = srv_registered(s, &name);
+    int rank = list ? list->items[0].rank : 0;
     graft_registered_list_free(list);
     return rank;
 }
