@@ -176,7 +176,7 @@ void srv_changes_give_up(server *s) {
         if (c->x && c->ran) {
             srv_exchange *x = c->x;
             c->x = NULL;
-            srv_reply_error(x, 503, "shutting_down", NULL, "the server is shutting down");
+            srv_reply_shutting_down(x);
         }
     }
     ollama_loads_give_up(s);
@@ -467,13 +467,13 @@ static bool take_change(change *c, json_t *body, srv_fault *f) {
     snprintf(c->expected, sizeof c->expected, "%s", expected);
     c->path = gr_strdup(path);
     c->status = *name && !take_name(c, name) ? 404 : 0;
-    return c->path || srv_fault_set(f, 503, "out_of_memory", NULL, "memory is out");
+    return c->path || srv_no_memory(f);
 }
 
 static change *new_change(srv_exchange *x, void (*act)(change *c)) {
     change *c = gr_zalloc(sizeof *c);
     if (!c) {
-        srv_reply_error(x, 503, "out_of_memory", NULL, "memory is out");
+        srv_reply_no_memory(x);
         return NULL;
     }
     c->act = act;

@@ -321,7 +321,7 @@ static bool has_room(const server *s, const srv_request *r) {
 
 static bool admit(server *s, const srv_request *r, srv_fault *f) {
     if (s->drain_until) {
-        srv_fault_set(f, 503, "shutting_down", NULL, "the server is shutting down");
+        srv_shutting_down(f);
     } else if (!has_room(s, r)) {
         srv_fault_set(f, 429, "queue_full", NULL, "%d answers are under way or waiting; at most %d may", s->relay.n,
                       s->model.slots + s->o.limits.queue);
@@ -391,8 +391,7 @@ void srv_answer_begin(srv_exchange *x, const srv_format *format, srv_request *r)
     srv_answer *a = new_answer(x, format, r);
     if (!a) {
         srv_request_free(r);
-        srv_no_memory(&f);
-        srv_reply_fault(x, &f);
+        srv_reply_no_memory(x);
         return;
     }
     if (!prepare(a, &f) || !admit(x->s, r, &f) || !submit(a, at_once(r), &f)) {

@@ -48,6 +48,14 @@ static bool is_ollama(const srv_exchange *x) {
     return strncmp(x->path, "/api/", 5) == 0;
 }
 
+bool srv_no_memory(srv_fault *f) {
+    return srv_fault_set(f, 503, "out_of_memory", NULL, "memory is out");
+}
+
+bool srv_shutting_down(srv_fault *f) {
+    return srv_fault_set(f, 503, "shutting_down", NULL, "the server is shutting down");
+}
+
 void srv_fault_write(srv_writer *w, const srv_exchange *x, const srv_fault *f) {
     srv_open(w, '{');
     if (is_ollama(x)) {
@@ -87,5 +95,17 @@ void srv_reply_error(srv_exchange *x, int status, const char *code, const char *
     va_start(args, format);
     fill(&f, status, code, param, format, args);
     va_end(args);
+    srv_reply_fault(x, &f);
+}
+
+void srv_reply_no_memory(srv_exchange *x) {
+    srv_fault f;
+    srv_no_memory(&f);
+    srv_reply_fault(x, &f);
+}
+
+void srv_reply_shutting_down(srv_exchange *x) {
+    srv_fault f;
+    srv_shutting_down(&f);
     srv_reply_fault(x, &f);
 }

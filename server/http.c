@@ -140,7 +140,7 @@ static void answer(srv_exchange *x) {
     if (!take_path(x)) {
         srv_reply_error(x, 414, "uri_too_long", NULL, "the path is longer than %zu bytes", sizeof x->path - 1);
     } else if (!take_body(x)) {
-        srv_reply_error(x, 503, "out_of_memory", NULL, "memory is out");
+        srv_reply_no_memory(x);
     } else if (is_ambiguous(x)) {
         srv_header(x, "Connection", "close");
         srv_reply_error(x, 400, "bad_request", NULL, "one Content-Length or one Transfer-Encoding is needed");

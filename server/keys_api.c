@@ -97,7 +97,7 @@ static void reply_change(srv_exchange *x, key_change *c) {
     if (good) {
         srv_reply(x, 200, "application/json", w.out.data, w.out.length);
     } else {
-        srv_reply_error(x, 503, "out_of_memory", NULL, "memory is out");
+        srv_reply_no_memory(x);
     }
     if (w.out.data) {
         OPENSSL_cleanse(w.out.data, w.out.capacity);
@@ -199,7 +199,7 @@ static void change_gone(srv_exchange *x, void *user) {
 static key_change *new_change(srv_exchange *x, void (*run)(srv_task *t)) {
     key_change *c = gr_zalloc(sizeof *c);
     if (!c) {
-        srv_reply_error(x, 503, "out_of_memory", NULL, "memory is out");
+        srv_reply_no_memory(x);
         return NULL;
     }
     c->task.run = run;
@@ -214,7 +214,7 @@ static void start_change(srv_exchange *x, key_change *c) {
     if (!x->s->registry) {
         refuse(c, "no_registry", "this server has no registry");
     } else if (x->s->drain_until) {
-        srv_fault_set(&c->fault, 503, "shutting_down", NULL, "the server is shutting down");
+        srv_shutting_down(&c->fault);
     } else {
         x->user = c;
         x->gone = change_gone;

@@ -99,7 +99,7 @@ static bool take_scales(server *s, json_t *body, srv_fault *f) {
     size_t n = list ? list->n : 0;
     float *scales = gr_calloc(n ? n : 1, sizeof *scales); /* who is not named gets 0 */
     srv_defaults fresh = {.n = 0};
-    bool good = scales || srv_fault_set(f, 503, "out_of_memory", NULL, "memory is out");
+    bool good = scales || srv_no_memory(f);
     for (size_t i = 0; good && i < json_array_size(body); i++) {
         good = take_scale(json_array_get(body, i), scales, n, f);
     }

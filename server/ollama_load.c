@@ -81,7 +81,7 @@ void ollama_loads_give_up(server *s) {
         srv_exchange *x = l->x;
         l->x = NULL;
         if (x) {
-            srv_reply_error(x, 503, "shutting_down", NULL, "the server is shutting down");
+            srv_reply_shutting_down(x);
         }
     }
 }
@@ -141,7 +141,7 @@ bool ollama_load_start(srv_exchange *x, srv_request *r, const srv_format *format
     server *s = x->s;
     bool unload = r->has_keep && r->keep_ms == 0;
     if (s->drain_until) {
-        return srv_fault_set(f, 503, "shutting_down", NULL, "the server is shutting down");
+        return srv_shutting_down(f);
     }
     if (!unload && s->n_loads >= SRV_LOADS_MOST) {
         return srv_fault_set(f, 429, "queue_full", NULL, "%d adapters are being loaded already", SRV_LOADS_MOST);

@@ -120,10 +120,6 @@ bool srv_bad(srv_fault *f, const char *param, const char *why) {
     return srv_fault_set(f, 400, "invalid_value", param, "%s: %s", param, why);
 }
 
-bool srv_no_memory(srv_fault *f) {
-    return srv_fault_set(f, 503, "out_of_memory", NULL, "memory is out");
-}
-
 json_t *srv_field(json_t *from, const char *key) {
     json_t *v = json_object_get(from, key);
     return json_is_null(v) ? NULL : v;

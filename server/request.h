@@ -53,9 +53,8 @@ json_t *srv_parse_body(const srv_exchange *x, srv_fault *f);
 /* Memory that goes with the request. NULL if there is none. */
 void *srv_request_keep(srv_request *r, size_t count, size_t size);
 
-/* False, with 400 or 503 in *f. */
+/* False, with 400 in *f. */
 bool srv_bad(srv_fault *f, const char *param, const char *why);
-bool srv_no_memory(srv_fault *f);
 
 /* NULL also for null: both mean "as if not given". */
 json_t *srv_field(json_t *from, const char *key);

@@ -144,7 +144,7 @@ static scan *new_scan(srv_exchange *x) {
 static void start(srv_exchange *x) {
     scan *n = new_scan(x);
     if (!n) {
-        srv_reply_error(x, 503, "out_of_memory", NULL, "memory is out");
+        srv_reply_no_memory(x);
     } else if (!srv_work_add(x->s->work, &n->task)) {
         gr_buffer_finish(&n->lines);
         gr_mutex_finish(&n->lock);
@@ -161,7 +161,7 @@ void srv_post_scan(srv_exchange *x) {
     if (!x->s->registry || !*x->s->root) {
         srv_reply_error(x, 409, "outside_root", NULL, "the server was started without a folder for adapters");
     } else if (x->s->drain_until) {
-        srv_reply_error(x, 503, "shutting_down", NULL, "the server is shutting down");
+        srv_reply_shutting_down(x);
     } else {
         start(x);
     }

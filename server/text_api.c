@@ -16,8 +16,7 @@ typedef struct text_call {
     srv_task task; /* first */
     srv_exchange *x; /* NULL: the client left */
     graft *g;
-    srv_request *r; /* apply-template: the messages */
-    json_t *body;
+    srv_request *r; /* its body; apply-template: the messages as well */
     bool add_special, parse_special, with_pieces;
     bool (*act)(struct text_call *c);
     srv_fault f;
@@ -32,7 +31,6 @@ static void run_text(srv_task *t) {
 
 static void free_text(text_call *c) {
     srv_request_free(c->r);
-    json_decref(c->body);
     srv_writer_finish(&c->w);
     gr_free(c);
 }
@@ -81,7 +79,7 @@ static text_call *new_text(srv_exchange *x, bool (*act)(text_call *c)) {
     }
     text_call *c = gr_zalloc(sizeof *c);
     if (!c) {
-        srv_reply_error(x, 503, "out_of_memory", NULL, "memory is out");
+        srv_reply_no_memory(x);
         return NULL;
     }
     c->x = x;
@@ -89,22 +87,13 @@ static text_call *new_text(srv_exchange *x, bool (*act)(text_call *c)) {
     c->act = act;
     c->parse_special = true;
     srv_writer_init(&c->w);
-    c->body = srv_parse_body(x, &f);
-    if (!c->body) {
+    c->r = srv_request_new(x, &f);
+    if (!c->r) {
         srv_reply_fault(x, &f);
         free_text(c);
         return NULL;
     }
     return c;
-}
-
-static bool flag(text_call *c, const char *key, bool *out) {
-    json_t *v = json_object_get(c->body, key);
-    if (v && !json_is_boolean(v) && !json_is_null(v)) {
-        return srv_fault_set(&c->f, 400, "invalid_value", key, "%s: true or false is needed", key);
-    }
-    *out = json_is_boolean(v) ? json_is_true(v) : *out;
-    return true;
 }
 
 static bool write_token(text_call *c, int32_t token) {
@@ -163,9 +152,10 @@ static bool tokenize_part(text_call *c, json_t *part, bool add) {
 }
 
 static bool act_tokenize(text_call *c) {
-    json_t *content = json_object_get(c->body, "content");
-    bool good = flag(c, "add_special", &c->add_special) && flag(c, "parse_special", &c->parse_special) &&
-                flag(c, "with_pieces", &c->with_pieces);
+    json_t *body = c->r->body, *content = json_object_get(body, "content");
+    bool good = srv_take_bool(body, "add_special", &c->add_special, &c->f) &&
+                srv_take_bool(body, "parse_special", &c->parse_special, &c->f) &&
+                srv_take_bool(body, "with_pieces", &c->with_pieces, &c->f);
     srv_open(&c->w, '{');
     srv_key(&c->w, "tokens");
     srv_open(&c->w, '[');
@@ -193,7 +183,7 @@ static int32_t *take_tokens(text_call *c, json_t *list) {
         tokens[i] = (int32_t)token;
     }
     if (!tokens) {
-        srv_fault_set(&c->f, 503, "out_of_memory", NULL, "memory is out");
+        srv_no_memory(&c->f);
     } else if (!good) {
         srv_fault_set(&c->f, 400, "invalid_value", "tokens", "tokens: a list of tokens is needed");
         gr_free(tokens);
@@ -203,7 +193,7 @@ static int32_t *take_tokens(text_call *c, json_t *list) {
 }
 
 static bool act_detokenize(text_call *c) {
-    json_t *list = json_object_get(c->body, "tokens");
+    json_t *list = json_object_get(c->r->body, "tokens");
     int32_t *tokens = take_tokens(c, list);
     size_t n = json_array_size(list), length = 0;
     char *text = NULL;
@@ -254,8 +244,7 @@ void srv_post_template(srv_exchange *x) {
     if (!c) {
         return;
     }
-    c->r = srv_request_new(x, &c->f);
-    if (c->r && openai_take_chat(c->r, &c->f)) {
+    if (openai_take_chat(c->r, &c->f)) {
         start_text(c);
     } else {
         text_done(&c->task); /* not good: the fault */
