@@ -4,13 +4,7 @@
 # usage: bench/run.sh [extra options of graft bench]; writes bench/out/*.json and prints tables.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/../tools/common.sh"
-model=$("$here/../tools/get_model.sh")
-adapters="$CACHE/bench-adapters-r16"
-q8="$CACHE/bench-SmolLM2-135M-Instruct.Q8_0.gguf"
-[ -f "$adapters/adapter-8/adapter_model.safetensors" ] ||
-    python3 "$here/make_adapters.py" "$model" "$adapters" --count 8 --rank 16 >&2
-[ -f "$q8" ] || "$here/../build/bench_quantize" "$model" "$q8" q8_0 2>/dev/null
+. "$here/files.sh"
 mkdir -p "$here/out"
 all=""
 for i in 1 2 3 4 5 6 7 8; do all="$all -a $adapters/adapter-$i"; done

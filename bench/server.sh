@@ -4,14 +4,8 @@
 # usage: bench/server.sh [extra options of bench/server.py]; writes bench/out/server-*.json and prints tables.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/../tools/common.sh"
-model=$("$here/../tools/get_model.sh")
-adapters="$CACHE/bench-adapters-r16"
-q8="$CACHE/bench-SmolLM2-135M-Instruct.Q8_0.gguf"
+. "$here/files.sh"
 llama=$("$here/get_llama_server.sh")
-[ -f "$adapters/adapter-8/adapter_model.safetensors" ] ||
-    python3 "$here/make_adapters.py" "$model" "$adapters" --count 8 --rank 16 >&2
-[ -f "$q8" ] || "$here/../build/bench_quantize" "$model" "$q8" q8_0 2>/dev/null
 # Beside it, not in it: graft would find them there as well.
 mkdir -p "$here/out" "$adapters-gguf"
 for i in 1 2 3 4 5 6 7 8; do

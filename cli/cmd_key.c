@@ -6,8 +6,6 @@
 
 #include <string.h>
 
-enum { PROJECTS_MOST = 256 };
-
 /* ---- showing ------------------------------------------------------------------------------------------ */
 
 /* A key as GET /v1/keys has it. */
@@ -171,7 +169,7 @@ static int add(int argc, char **argv) {
     const cli_option options[] = {
         {"project", 0, "PROJECT",
          "what the key is for; repeat it for several. Without: for all, and for\nchanging the server (admin)",
-         cli_take_list, &k.projects, 0, PROJECTS_MOST},
+         cli_take_list, &k.projects, 0, GRAFT_KEY_PROJECTS},
     };
     cli_command command = {
         .usage = "graft key add NAME [--project PROJECT]... [--server URL | --registry FILE] [options]",

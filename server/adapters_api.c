@@ -21,6 +21,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <utlist.h>
 
 /* ---- one change --------------------------------------------------------------------------------------- */
 
@@ -51,13 +52,8 @@ struct change {
 };
 
 static void free_change(change *c) {
-    if (c->prev) {
-        c->prev->next = c->next;
-    } else if (c->s && c->s->changes == c) {
-        c->s->changes = c->next;
-    }
-    if (c->next) {
-        c->next->prev = c->prev;
+    if (c->prev) { /* enlisted: the first one's is the last */
+        DL_DELETE(c->s->changes, c);
     }
     if (c->counted) {
         c->s->n_loads--;
@@ -189,14 +185,6 @@ void srv_changes_finish(server *s) {
     ollama_loads_finish(s);
 }
 
-static void enlist(server *s, change *c) {
-    c->next = s->changes;
-    if (c->next) {
-        c->next->prev = c;
-    }
-    s->changes = c;
-}
-
 /* Replies in any case, perhaps later. */
 static void start_change(srv_exchange *x, change *c) {
     c->task.run = run_change;
@@ -213,7 +201,7 @@ static void start_change(srv_exchange *x, change *c) {
         x->user = c;
         x->gone = change_gone;
         if (srv_work_add(x->s->work, &c->task)) {
-            enlist(x->s, c);
+            DL_PREPEND(x->s->changes, c);
             c->counted = c->loads;
             x->s->n_loads += c->loads;
             return;

@@ -9,24 +9,14 @@
 #include <inttypes.h>
 #include <string.h>
 #include <time.h>
+#include <utlist.h>
 
 enum { JOBS_AT_ONCE = 64 /* of one answer; further ones are submitted as these end */, MOST_TEXT = 64 << 20 };
 
 /* ---- its end ------------------------------------------------------------------------------------------ */
 
-static void unlink_answer(srv_answer *a) {
-    if (a->prev) {
-        a->prev->next = a->next;
-    } else if (a->s->answers == a) {
-        a->s->answers = a->next;
-    }
-    if (a->next) {
-        a->next->prev = a->prev;
-    }
-}
-
 static void free_answer(srv_answer *a) {
-    unlink_answer(a);
+    DL_DELETE(a->s->answers, a);
     for (size_t i = 0; i < a->r->n_requests; i++) {
         if (a->jobs && a->jobs[i]) {
             srv_job_leave(a->jobs[i]);
@@ -376,12 +366,9 @@ static srv_answer *new_answer(srv_exchange *x, const srv_format *format, srv_req
     srv_answer *a = gr_zalloc(sizeof *a);
     if (a) {
         int64_t most = x->s->o.limits.deadline_ms;
-        *a = (srv_answer){.s = x->s, .x = x, .format = format, .r = r, .next = x->s->answers};
+        *a = (srv_answer){.s = x->s, .x = x, .format = format, .r = r};
         a->deadline_us = most ? gr_now_us() + most * 1000 : 0;
-        if (a->next) {
-            a->next->prev = a;
-        }
-        x->s->answers = a;
+        DL_PREPEND(x->s->answers, a);
     }
     return a;
 }

@@ -10,6 +10,8 @@
 
 #include "base/memory.h"
 
+#include <utlist.h>
+
 typedef struct ollama_load loading;
 struct ollama_load {
     srv_task task; /* first */
@@ -23,26 +25,10 @@ struct ollama_load {
     loading *prev, *next; /* those that load */
 };
 
-static void enlist(server *s, loading *l) {
-    l->next = s->ollama_loads;
-    if (l->next) {
-        l->next->prev = l;
-    }
-    s->ollama_loads = l;
-    s->n_loads++;
-}
-
-static void delist(loading *l) {
-    *(l->prev ? &l->prev->next : &l->s->ollama_loads) = l->next;
-    if (l->next) {
-        l->next->prev = l->prev;
-    }
-    l->s->n_loads--;
-}
-
 static void free_loading(loading *l) {
     if (!l->unload) {
-        delist(l);
+        DL_DELETE(l->s->ollama_loads, l);
+        l->s->n_loads--;
     }
     srv_load_leave(l->load);
     srv_request_free(l->r);
@@ -158,7 +144,8 @@ bool ollama_load_start(srv_exchange *x, srv_request *r, const srv_format *format
     x->user = l;
     x->gone = gone;
     if (!unload) {
-        enlist(s, l);
+        DL_PREPEND(s->ollama_loads, l);
+        s->n_loads++;
         load_next(l);
     }
     return true;

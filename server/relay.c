@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+#include <utlist.h>
 
 /* ---- on the decode thread ----------------------------------------------------------------------------- */
 
@@ -62,14 +63,7 @@ static void on_end(graft_job *job, const graft_result *result, void *user) {
 /* ---- on the loop -------------------------------------------------------------------------------------- */
 
 static void free_job(srv_job *j) {
-    if (j->prev) {
-        j->prev->next = j->next;
-    } else if (j->relay->jobs == j) {
-        j->relay->jobs = j->next;
-    }
-    if (j->next) {
-        j->next->prev = j->prev;
-    }
+    DL_DELETE(j->relay->jobs, j);
     graft_job_free(j->job);
     gr_buffer_finish(&j->text);
     gr_buffer_finish(&j->tokens);
@@ -136,11 +130,7 @@ static srv_job *new_job(srv_relay *r) {
         gr_buffer_init(&j->new_text, r->most);
         gr_buffer_init(&j->tokens, 4 * r->most);
         gr_buffer_init(&j->new_tokens, 4 * r->most);
-        j->next = r->jobs;
-        if (r->jobs) {
-            r->jobs->prev = j;
-        }
-        r->jobs = j;
+        DL_PREPEND(r->jobs, j);
         r->n++;
     }
     return j;
