@@ -209,6 +209,47 @@ class Case(unittest.TestCase):
         wait_until(lambda: self.server.metric("answers_running") == 0, "the end of all answers")
 
 
+class RoomCase(unittest.TestCase):
+    """A server with room for one adapter, which is alder's for good: who wants another waits."""
+
+    def start(self, *args):
+        server = Server("--max-adapters", 1, "--adapter-wait-ms", 100000, *args)
+        self.addCleanup(server.close)
+        for call in ["load", "pin"]:
+            self.assertEqual(server.post(f"/v1/lora_adapters/alder/{call}", {}).status, 200)
+        return server
+
+    def waiting(self, server, calls):
+        """Sends POSTs, each a path and a body, that wait; their connections."""
+        connections = []
+        for path, body in calls:
+            connections.append(server.connect())
+            self.addCleanup(connections[-1].close)
+            connections[-1].request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        wait_until(lambda: server.metric("http_requests_open") == len(calls) + 1, "them to have come in")
+        return connections
+
+    def leave(self, server, connections):
+        """The clients go; what they asked for, birch, comes all the same once there is room."""
+        for c in connections:
+            c.close()
+        wait_until(lambda: server.metric("http_requests_open") == 1, "their ends")
+        server.post("/v1/lora_adapters/alder/unpin", {})
+        wait_until(lambda: server.get("/v1/lora_adapters").json["data"][1]["memory"] == "resident", "what they had asked for")
+
+    def end(self, calls, check):
+        """The server's end by one signal and its time, or by two: each that waits gets an answer, which check looks at."""
+        for signals in [1, 2]:
+            server = self.start("--drain-s", 1 if signals == 1 else 1000)
+            connections = self.waiting(server, calls)
+            for _ in range(signals):
+                server.process.send_signal(signal.SIGTERM)
+                time.sleep(0.2)
+            for c in connections:
+                check(c.getresponse())
+            self.assertEqual(server.process.wait(TIMEOUT), 0, server.log())
+
+
 def run_answer(prompt, adapter=None, n=8, base=BASE, chat=False):
     """What `graft run` answers."""
     args = [GRAFT, "run", "-m", base, "-t", "1", "--json", "-n", n, "-p", prompt]

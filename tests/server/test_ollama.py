@@ -5,14 +5,13 @@ GRAFT_BIN names the binary (required). The base is the tiny one of tests/oracle/
 """
 import datetime
 import json
-import signal
 import sys
 import tempfile
 import time
 import unittest
 from pathlib import Path
 
-from serving import ADAPTERS, BASE, GRAFT, PROMPT, TIMEOUT, Case, Server, request_bytes, run_answer, wait_until
+from serving import ADAPTERS, BASE, GRAFT, PROMPT, Case, RoomCase, Server, request_bytes, run_answer, wait_until
 
 CHAT, GENERATE, EMBED = "/api/chat", "/api/generate", "/api/embed"
 MESSAGES = [{"role": "user", "content": "abc"}]
@@ -497,28 +496,13 @@ class IdleUnload(Ollama):
         self.assertEqual(set(self.memory()), {"llama:latest", "birch:latest", "cedar:latest"})
 
 
-class WaitingForRoom(unittest.TestCase):
+class WaitingForRoom(RoomCase):
     """A load that waits for room holds up nobody, also not who makes the room."""
-
-    def start(self, *args):
-        server = Server("--max-adapters", 1, "--adapter-wait-ms", 100000, *args)
-        self.addCleanup(server.close)
-        for call in ["load", "pin"]:
-            self.assertEqual(server.post(f"/v1/lora_adapters/alder/{call}", {}).status, 200)
-        return server
-
-    def waiting(self, server, n, **body):
-        connections = []
-        for _ in range(n):
-            connections.append(server.connect())
-            self.addCleanup(connections[-1].close)
-            connections[-1].request("POST", GENERATE, json.dumps({"model": "birch", **body}), {"Content-Type": "application/json"})
-        wait_until(lambda: server.metric("http_requests_open") == n + 1, "them to have come in")
-        return connections
+    birch = (GENERATE, {"model": "birch"})
 
     def test_unpin_comes_through(self):
         server = self.start()
-        connections = self.waiting(server, 3)
+        connections = self.waiting(server, [self.birch] * 3)
         self.assertEqual(server.post("/v1/lora_adapters/alder/unpin", {}).status, 200)
         for c in connections:
             reply = c.getresponse()
@@ -529,7 +513,7 @@ class WaitingForRoom(unittest.TestCase):
     def test_too_many(self):
         """They count with vLLM's loads."""
         server = self.start()
-        connections = self.waiting(server, 64)
+        connections = self.waiting(server, [self.birch] * 64)
         self.assertEqual(server.post("/v1/lora_adapters/cedar/load", {}).status, 429)
         reply = server.post(GENERATE, {"model": "cedar"})
         self.assertEqual((reply.status, reply.json), (503, {"error": "64 adapters are being loaded already"}))
@@ -540,23 +524,12 @@ class WaitingForRoom(unittest.TestCase):
 
     def test_clients_that_leave(self):
         server = self.start()
-        for c in self.waiting(server, 5, keep_alive="1ms"):
-            c.close()
-        wait_until(lambda: server.metric("http_requests_open") == 1, "their ends")
-        server.post("/v1/lora_adapters/alder/unpin", {})
-        wait_until(lambda: server.get("/v1/lora_adapters").json["data"][1]["memory"] == "resident", "what they had asked for")
+        self.leave(server, self.waiting(server, [(GENERATE, {"model": "birch", "keep_alive": "1ms"})] * 5))
 
     def test_end_of_the_server(self):
-        for signals in [1, 2]:
-            server = self.start("--drain-s", 1 if signals == 1 else 1000)
-            connections = self.waiting(server, 3)
-            for _ in range(signals):
-                server.process.send_signal(signal.SIGTERM)
-                time.sleep(0.2)
-            for c in connections:
-                reply = c.getresponse()
-                self.assertEqual((reply.status, json.loads(reply.read())), (503, {"error": "the server is shutting down"}))
-            self.assertEqual(server.process.wait(TIMEOUT), 0, server.log())
+        def check(reply):
+            self.assertEqual((reply.status, json.loads(reply.read())), (503, {"error": "the server is shutting down"}))
+        self.end([self.birch] * 3, check)
 
 
 class Scopes(Ollama):

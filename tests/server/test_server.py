@@ -18,7 +18,7 @@ import time
 import unittest
 from pathlib import Path
 
-from serving import (ADAPTERS, BASE, GOLDEN, GRAFT, PROMPT, TIMEOUT, Case, Server, in_threads, read_all, request_bytes, run_answer,
+from serving import (ADAPTERS, BASE, GOLDEN, GRAFT, PROMPT, TIMEOUT, Case, RoomCase, Server, in_threads, read_all, request_bytes, run_answer,
                      wait_until)
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -638,29 +638,13 @@ class Management(Case):
         self.assertEqual(sorted(statuses), [200] + [404] * 7)
 
 
-class WaitingForRoom(unittest.TestCase):
+class WaitingForRoom(RoomCase):
     """A load that waits for room must not hold up what makes room."""
-
-    def start(self, *args):
-        server = Server("--max-adapters", 1, "--adapter-wait-ms", 100000, *args)
-        self.addCleanup(server.close)
-        self.assertEqual(server.post("/v1/lora_adapters/alder/load", {}).status, 200)
-        self.assertEqual(server.post("/v1/lora_adapters/alder/pin", {}).status, 200)
-        return server
-
-    def waiting(self, server, paths):
-        """Sends POSTs that wait; their connections."""
-        connections = []
-        for path in paths:
-            connection = server.connect()
-            connection.request("POST", path, b"{}", {"Content-Type": "application/json"})
-            connections.append(connection)
-        time.sleep(0.3)  # so that they most probably wait; if not, the test shows less
-        return connections
+    birch, cedar = ("/v1/lora_adapters/birch/load", {}), ("/v1/lora_adapters/cedar/load", {})
 
     def test_unpin_comes_through(self):
         server = self.start()
-        connections = self.waiting(server, ["/v1/lora_adapters/birch/load"] * 3)
+        connections = self.waiting(server, [self.birch] * 3)
         self.assertEqual(server.post("/v1/lora_adapters/alder/unpin", {}).status, 200)
         self.assertEqual([c.getresponse().status for c in connections], [200] * 3)
         self.assertEqual({a["id"]: a["memory"] for a in server.get("/v1/lora_adapters").json["data"]},
@@ -668,29 +652,18 @@ class WaitingForRoom(unittest.TestCase):
 
     def test_too_many(self):
         server = self.start()
-        connections = self.waiting(server, ["/v1/lora_adapters/birch/load"] * 64)
-        wait_until(lambda: server.post("/v1/lora_adapters/cedar/load", {}).status == 429, "a refusal")
+        connections = self.waiting(server, [self.birch] * 64)
+        wait_until(lambda: server.post(*self.cedar).status == 429, "a refusal")
         server.post("/v1/lora_adapters/alder/unpin", {})
         self.assertEqual([c.getresponse().status for c in connections], [200] * 64)
-        self.assertEqual(server.post("/v1/lora_adapters/cedar/load", {}).status, 200)
+        self.assertEqual(server.post(*self.cedar).status, 200)
 
     def test_clients_that_leave(self):
         server = self.start()
-        for c in self.waiting(server, ["/v1/lora_adapters/birch/load"] * 5):
-            c.close()
-        wait_until(lambda: server.metric("http_requests_open") == 1, "their ends")
-        server.post("/v1/lora_adapters/alder/unpin", {})
-        wait_until(lambda: server.get("/v1/lora_adapters").json["data"][1]["memory"] == "resident", "what they had asked for")
+        self.leave(server, self.waiting(server, [self.birch] * 5))
 
     def test_end_of_the_server(self):
-        for signals in [1, 2]:
-            server = self.start("--drain-s", 1 if signals == 1 else 1000)
-            connections = self.waiting(server, ["/v1/lora_adapters/birch/load", "/v1/lora_adapters/cedar/load"])
-            for _ in range(signals):
-                server.process.send_signal(signal.SIGTERM)
-                time.sleep(0.2)
-            self.assertEqual([c.getresponse().status for c in connections], [503] * 2)
-            self.assertEqual(server.process.wait(TIMEOUT), 0, server.log())
+        self.end([self.birch, self.cedar], lambda reply: self.assertEqual(reply.status, 503))
 
 
 class Http(Case):
