@@ -14,6 +14,12 @@
  * regrouped per head from (2, half) to (half, 2) (llama.cpp's LlamaModel.permute); B follows, A does not. */
 typedef enum gr_row_order { GR_ROWS_AS_IS, GR_ROWS_ROPE_Q, GR_ROWS_ROPE_K } gr_row_order;
 
+/* The order of the rows of one weight: ROPE orders have this many heads. */
+typedef struct gr_row_map {
+    gr_row_order order;
+    int heads;
+} gr_row_map;
+
 typedef struct gr_module_rule {
     const char *module;   /* path within a layer: "self_attn.q_proj" */
     const char *weight;   /* within blk.N.: "attn_q.weight" */

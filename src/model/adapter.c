@@ -312,7 +312,7 @@ static size_t step_of_a(size_t n_in, size_t first) {
 
 static size_t step_of(const piece *p, size_t first) {
     const gr_module *m = p->module;
-    return p->is_b ? step_of_b((size_t)m->rank, (size_t)m->n_out, p->entry->permute_heads, m->type)
+    return p->is_b ? step_of_b((size_t)m->rank, (size_t)m->n_out, p->entry->rows.heads, m->type)
                    : step_of_a((size_t)m->n_in, first);
 }
 
@@ -340,7 +340,7 @@ static int load_piece(builder *b, const piece *p, bool hash, graft_error *err) {
         }
         largest = chunk_largest > largest ? chunk_largest : largest;
         if (p->is_b) {
-            pack_b(p->module, x, first / rank, n / rank, p->entry->permute_heads);
+            pack_b(p->module, x, first / rank, n / rank, p->entry->rows.heads);
         } else {
             pack_a(p->module, x, first, n);
         }
@@ -456,7 +456,7 @@ static size_t chunk_of(const gr_plan *plan, gr_dtype type) {
     size_t chunk = CHUNK;
     for (size_t i = 0; i < plan->n; i++) {
         const gr_plan_entry *e = &plan->entries[i];
-        size_t step = step_of_b((size_t)e->rank, (size_t)plan->base->weights[e->weight].n_out, e->permute_heads, type);
+        size_t step = step_of_b((size_t)e->rank, (size_t)plan->base->weights[e->weight].n_out, e->rows.heads, type);
         chunk = step > chunk ? step : chunk;
     }
     return chunk;
@@ -530,6 +530,7 @@ void gr_adapter_release(gr_adapter *a) {
     }
     gr_free(a->block);
     gr_free(a->path);
+    gr_free(a->invocation);
     gr_free(a->by_weight);
     gr_free(a->modules);
     gr_free(a);

@@ -19,30 +19,59 @@
 
 #define GR_PAD 32 /* elements; rows of A and B^T are padded to it: GR_Q8_0_BLOCK, so that rows are whole blocks */
 
+/* DoRA: what y is multiplied with, for any factor f: m / sqrt(ww + 2 c wba + c c bb), c = f * scale. Rows as in the GGUF. */
+typedef struct gr_gain {
+    const float *magnitude; /* [n_out] */
+    const float *ww;        /* |row of W|^2 */
+    const float *wba;       /* row of W times row of BA */
+    const float *bb;        /* |row of BA|^2 */
+} gr_gain;
+
+/*
+ * The same for one kind of change to one weight (gr_kind says what it computes). n_in and n_out are those of the operation:
+ * for GR_OP_ROWS x is a one-hot vector of n_in tokens, and y an embedding of n_out numbers.
+ *   LOW_RANK  a, b, scale; gain, shift or NULL. For GR_OP_ROWS a is [n_in][stride_rank]: column A[:, token] is contiguous
+ *   WHOLE     a: [n_out][stride_in] for a product; [n_in][stride_out] for rows
+ *   TOKENS    a: [n_tokens][stride], one row a token, and `tokens`
+ *   NORM      factor: [n_out]: (v - w) / w
+ *   BIAS      shift: [n_out]: v - w
+ */
 typedef struct gr_module {
     int weight;          /* id in the base's table */
+    gr_kind kind;
+    gr_op op;
     int rank;
-    int n_in, n_out;     /* as in the base */
+    int n_in, n_out;     /* of the operation; n_out: rows that are changed */
+    int first;           /* the first of them: y[first] to y[first + n_out - 1] */
     int stride_in;       /* n_in rounded up to GR_PAD: elements between rows of A */
     int stride_out;      /* n_out rounded up: elements between rows of B^T */
     float scale;
     gr_dtype type;       /* GR_DTYPE_F16, GR_DTYPE_F32 or GR_DTYPE_Q8_0 */
     const void *a;       /* [rank][stride_in] */
     const void *b;       /* [rank][stride_out]: B transposed, rows already permuted */
-    bool zero;           /* A or B is all zero: contributes nothing */
+    int stride_rank;     /* LOW_RANK by rows: elements between columns of A; a multiple of GR_PAD */
+    gr_gain gain;        /* magnitude NULL: no DoRA */
+    const float *shift;  /* LOW_RANK: scale * bias of B, BIAS: the difference; or NULL */
+    const float *factor; /* NORM */
+    const int32_t *tokens; /* TOKENS, ascending */
+    int n_tokens;
+    bool zero;           /* contributes nothing (A or B is all zero, and there is neither gain nor shift) */
     void *own;           /* holds a and b if the module could not be stored as the others are; else NULL */
 } gr_module;
 
 typedef struct gr_adapter {
     atomic_int references;    /* gr_adapter_retain / _release */
-    gr_module *modules;       /* sorted by weight id */
+    gr_module *modules;       /* sorted by weight id, op, first row */
     size_t n_modules;
-    int32_t *by_weight;       /* [base->n_weights]: index into modules, or -1 */
+    int32_t *by_weight;       /* [base->n_weights]: index of its first module, or -1; its others follow */
     size_t n_weights;
     void *block;              /* all matrices but those of modules with a block of their own */
     uint64_t bytes;           /* everything this object allocated */
     int rank_min, rank_max;
     bool no_effect;           /* every module is zero */
+    bool by_rows_only;        /* something in it that libllama's own adapters cannot do: not for grouped mode */
+    int32_t *invocation;      /* aLoRA: active from the last occurrence of these tokens on; NULL: always */
+    int n_invocation;
     graft_adapter_type type;  /* as asked for; single modules may be of a wider one: see gr_adapter_build */
     char generation[65];      /* hex SHA-256 over config and weights file, as read */
     char *path;

@@ -16,10 +16,12 @@
 
 enum { MAX_PARTS = 9999, MAX_SIDE = 1 << 30 };
 
-/* What the GGUF says about one tensor of any shape, before the table of 2-D weights is made of it. */
+/* What the GGUF says about one tensor of any shape, before the table of weights is made of it. */
 typedef struct shape {
     char name[GGML_MAX_NAME];
     int64_t ne[GGML_MAX_DIMS];
+    int type, part;
+    uint64_t offset;
 } shape;
 
 _Static_assert(GGML_MAX_NAME <= sizeof((gr_weight){0}.name), "every tensor name fits");
@@ -122,7 +124,9 @@ static int invalid(const gr_base_model *m, const char *why, graft_error *err) {
     return gr_fail(err, GRAFT_E_MODEL_INVALID, "%s: %s", gr_quote(quoted, last, strlen(last)), why);
 }
 
-static int add_tensors(shapes *s, struct ggml_context *tensors, int64_t n, graft_error *err) {
+/* The tensors of one file: `part` says which. */
+static int add_tensors(shapes *s, const struct gguf_context *g, struct ggml_context *tensors, int part, graft_error *err) {
+    int64_t n = gguf_get_n_tensors(g);
     shape *grown = gr_realloc(s->list, (s->n + (size_t)n) * sizeof *grown);
     if (!grown) {
         return gr_fail_memory(err, (s->n + (size_t)n) * sizeof *grown);
@@ -134,6 +138,10 @@ static int add_tensors(shapes *s, struct ggml_context *tensors, int64_t n, graft
         memset(out, 0, sizeof *out);
         snprintf(out->name, sizeof out->name, "%s", ggml_get_name(t));
         memcpy(out->ne, t->ne, sizeof out->ne);
+        int64_t id = gguf_find_tensor(g, ggml_get_name(t));
+        out->type = t->type;
+        out->part = part;
+        out->offset = id < 0 ? 0 : gguf_get_data_offset(g) + gguf_get_tensor_offset(g, id);
     }
     return 0;
 }
@@ -163,8 +171,8 @@ static int read_keys(gr_base_model *m, const struct gguf_context *g, graft_error
     return 0;
 }
 
-/* Adds one file's tensors; with `n_parts` (the first part) reads the keys as well. */
-static int read_part(gr_base_model *m, shapes *s, const char *path, int *n_parts, graft_error *err) {
+/* Adds the tensors of file number `part`; with `n_parts` (the first part) reads the keys as well. */
+static int read_part(gr_base_model *m, shapes *s, const char *path, int part, int *n_parts, graft_error *err) {
     struct ggml_context *tensors = NULL;
     struct gguf_context *g = gguf_init_from_file(path, (struct gguf_init_params){.no_alloc = true, .ctx = &tensors});
     if (!g) {
@@ -177,7 +185,7 @@ static int read_part(gr_base_model *m, shapes *s, const char *path, int *n_parts
         *n_parts = key_int(g, "split.count", 1);
     }
     if (!rc) {
-        rc = add_tensors(s, tensors, gguf_get_n_tensors(g), err);
+        rc = add_tensors(s, g, tensors, part, err);
     }
     ggml_free(tensors);
     gguf_free(g);
@@ -186,7 +194,7 @@ static int read_part(gr_base_model *m, shapes *s, const char *path, int *n_parts
 
 static int read_all_parts(gr_base_model *m, shapes *s, graft_error *err) {
     int n_parts = 1;
-    int rc = read_part(m, s, m->path, &n_parts, err);
+    int rc = read_part(m, s, m->path, 0, &n_parts, err);
     if (rc || n_parts <= 1) {
         return rc;
     }
@@ -198,7 +206,7 @@ static int read_all_parts(gr_base_model *m, shapes *s, graft_error *err) {
         if (!llama_split_path(part, sizeof part, prefix, i, n_parts)) {
             return invalid(m, "its path is too long", err);
         }
-        if ((rc = check_file(part, err)) != 0 || (rc = read_part(m, s, part, NULL, err)) != 0) {
+        if ((rc = check_file(part, err)) != 0 || (rc = read_part(m, s, part, i, NULL, err)) != 0) {
             return rc;
         }
     }
@@ -232,17 +240,16 @@ static int layer_of(const char *name) {
     return sscanf(name, "blk.%5d.%n", &layer, &end) == 1 && end > 0 ? layer : -1;
 }
 
-/* A matrix product has a 2-D weight; vectors (norms, biases) and stacks of expert matrices are left out. Sizes beyond
+/* A matrix product has a 2-D weight; norms and biases are vectors. Stacks of expert matrices are left out. Sizes beyond
  * MAX_SIDE exist nowhere; the limit lets the rest of graft count in int. */
-static bool is_matrix(const shape *t) {
-    return t->ne[0] > 1 && t->ne[0] <= MAX_SIDE && t->ne[1] > 1 && t->ne[1] <= MAX_SIDE && t->ne[2] == 1 &&
-           t->ne[3] == 1;
+static bool is_known(const shape *t) {
+    return t->ne[0] > 1 && t->ne[0] <= MAX_SIDE && t->ne[1] >= 1 && t->ne[1] <= MAX_SIDE && t->ne[2] == 1 && t->ne[3] == 1;
 }
 
 static int make_table(gr_base_model *m, const shapes *s, graft_error *err) {
     size_t n = 0;
     for (size_t i = 0; i < s->n; i++) {
-        n += is_matrix(&s->list[i]);
+        n += is_known(&s->list[i]);
     }
     m->weights = gr_calloc(n, sizeof *m->weights);
     if (!m->weights) {
@@ -250,12 +257,16 @@ static int make_table(gr_base_model *m, const shapes *s, graft_error *err) {
     }
     for (size_t i = 0; i < s->n; i++) {
         const shape *t = &s->list[i];
-        if (is_matrix(t)) {
+        if (is_known(t)) {
             gr_weight *w = &m->weights[m->n_weights++];
             memcpy(w->name, t->name, sizeof t->name);
-            w->n_in = t->ne[0];
-            w->n_out = t->ne[1];
+            w->vector = t->ne[1] == 1;
+            w->n_in = w->vector ? 1 : t->ne[0];
+            w->n_out = w->vector ? t->ne[0] : t->ne[1];
             w->layer = layer_of(t->name);
+            w->type = t->type;
+            w->part = t->part;
+            w->offset = t->offset;
         }
     }
     return 0;

@@ -12,11 +12,16 @@
 #include <llama.h>
 #include <stdint.h>
 
-/* One 2-D weight of the base. Its index in the table is the weight's id everywhere in graft. */
+/* A 2-D weight of the base, or a vector (a bias, a norm's factors). Its index in the table is the weight's id everywhere
+ * in graft. */
 typedef struct gr_weight {
     char name[64];       /* GGUF's tensor name */
-    int64_t n_in, n_out; /* y[n_out] = W x[n_in] */
+    int64_t n_in, n_out; /* y[n_out] = W x[n_in]; an embedding has n_out tokens of n_in numbers. A vector has n_in = 1 */
     int layer;           /* N of "blk.N."; -1 outside of layers */
+    bool vector;
+    int type;            /* enum ggml_type */
+    int part;            /* which file of a split model, from 0 */
+    uint64_t offset;     /* of its bytes in that file */
 } gr_weight;
 
 typedef struct gr_base_model {

@@ -328,11 +328,14 @@ static void check_pair(checker *c, gr_plan_entry *e, const slot *s, int id) {
         return;
     }
     int heads = permutation(c, s, w);
+    e->kind = GR_LOW_RANK;
+    e->op = GR_OP_PRODUCT;
     e->weight = id;
+    e->n_rows = w->n_out;
     e->a = s->a;
     e->b = s->b;
     e->rank = (int)a.rows;
-    e->permute_heads = heads < 0 ? 0 : heads;
+    e->rows = (gr_row_map){heads > 0 ? s->rule->order : GR_ROWS_AS_IS, heads < 0 ? 0 : heads};
     e->scale = peft ? gr_peft_config_scale(&c->source->config, alpha, e->rank) : alpha / e->rank;
     float applied = (float)e->scale;
     if (c->config_sound && (!isfinite(applied) || applied == 0.0f)) {

@@ -10,23 +10,59 @@
 
 #define GR_MAX_RANK 1024
 
-/* One weight of the base that the adapter changes: y += scale * B (A x). */
+/*
+ * What the adapter does to one weight of the base, or to some rows of it. With f, the factor that a request gives the
+ * adapter, and y what libllama computed:
+ *   LOW_RANK  y += f s B (A x), with DoRA y = g(f) (y + f s B A x), and y += f s bias
+ *   WHOLE     y = (1 - f) y + f W x, for another W
+ *   TOKENS    the same for some rows of an embedding or a head
+ *   NORM      y *= 1 + f (v - w) / w for another v than the base's w
+ *   BIAS      y += f (v - w)
+ */
+typedef enum gr_kind { GR_LOW_RANK, GR_WHOLE, GR_TOKENS, GR_NORM, GR_BIAS } gr_kind;
+
+/* The node of libllama's graph in which that happens: a tied embedding is one weight, but has a product and rows. */
+typedef enum gr_op {
+    GR_OP_PRODUCT, /* MUL_MAT with the weight */
+    GR_OP_ROWS,    /* GET_ROWS of it: x is the one-hot vector of a token */
+    GR_OP_MUL,     /* a norm's MUL with it */
+    GR_OP_ADD,     /* ADD of it */
+    GR_OPS
+} gr_op;
+
 typedef struct gr_plan_entry {
+    gr_kind kind;
+    gr_op op;
     int weight;               /* id in the base's table */
-    const gr_tensor_info *a;  /* [rank][n_in], borrowed from the source */
-    const gr_tensor_info *b;  /* [n_out][rank] */
     char *module;             /* name for people: the module's path, or the GGUF weight's name */
+    /* LOW_RANK; tensors are borrowed from the source */
+    const gr_tensor_info *a;  /* [rank][n_in]; for rows n_in is the number of tokens */
+    const gr_tensor_info *b;  /* [rows of the module][rank] */
+    const gr_tensor_info *magnitude; /* DoRA: [rows of the module], or NULL */
+    const gr_tensor_info *bias;      /* lora_bias: [rows of the module], or NULL */
+    bool transposed;          /* as mlx-lm has them: a is [n_in][rank], b [rank][rows of the module] */
     int rank;                 /* from the shapes */
     double scale;             /* alpha, patterns and rsLoRA applied */
-    int permute_heads;        /* 0, or number of heads by which B's rows are reordered (see gr_row_order) */
+    /* WHOLE, TOKENS, NORM, BIAS */
+    const gr_tensor_info *value; /* [rows of the module][n_in], [n_tokens][n_in], [rows of the module] */
+    const int32_t *tokens;    /* TOKENS: value's row i is that of token tokens[i]; borrowed from the source */
+    size_t n_tokens;
+    float added;              /* NORM: what conversion to GGUF added to the values of the checkpoint (gemma: 1) */
+    /* which rows */
+    gr_row_map rows;          /* how the file's rows lie in the GGUF */
+    int64_t first_in_file;    /* the module's first row that belongs to this weight (a fused module over split weights) */
+    int64_t first;            /* the weight's first row that is changed (a split module on a fused weight) */
+    int64_t n_rows;
 } gr_plan_entry;
 
 typedef struct gr_plan {
     const gr_base_model *base;
     const gr_source *source;  /* must outlive the plan */
-    gr_plan_entry *entries;   /* sorted by weight id */
+    gr_plan_entry *entries;   /* sorted by weight id, op, first row */
     size_t n;
-    int rank_min, rank_max;
+    int rank_min, rank_max;   /* of LOW_RANK; 0 if there is none */
+    const int32_t *invocation; /* aLoRA: active from the last occurrence of these tokens on; borrowed. NULL: always */
+    size_t n_invocation;
 } gr_plan;
 
 /*

@@ -173,7 +173,7 @@ static gr_adapter *make_adapter(const bed *b, float size, uint64_t seed) {
     int weights[64];
     size_t n = 0;
     for (size_t i = 0; i < b->base->n_weights && n < 64; i++) {
-        if (b->base->weights[i].layer >= 0) {
+        if (b->base->weights[i].layer >= 0 && !b->base->weights[i].vector) {
             weights[n++] = (int)i;
         }
     }

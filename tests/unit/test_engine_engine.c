@@ -66,7 +66,7 @@ static gr_adapter *random_adapter(float gain) {
     int weights[64];
     size_t n = 0;
     for (size_t i = 0; i < base->n_weights && n < 64; i++) {
-        if (base->weights[i].layer >= 0) {
+        if (base->weights[i].layer >= 0 && !base->weights[i].vector) {
             weights[n++] = (int)i;
         }
     }

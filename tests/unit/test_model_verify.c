@@ -102,9 +102,9 @@ static void a_plan_says_what_will_happen(void **state) {
         assert_int_equal(e->rank, 4);
     }
     assert_string_equal(find_entry(o.plan, "blk.1.attn_q.weight")->module, "model.layers.1.self_attn.q_proj");
-    assert_int_equal(find_entry(o.plan, "blk.0.attn_q.weight")->permute_heads, TEST_HEADS);
-    assert_int_equal(find_entry(o.plan, "blk.0.attn_k.weight")->permute_heads, TEST_HEADS_KV);
-    assert_int_equal(find_entry(o.plan, "blk.0.ffn_down.weight")->permute_heads, 0);
+    assert_int_equal(find_entry(o.plan, "blk.0.attn_q.weight")->rows.heads, TEST_HEADS);
+    assert_int_equal(find_entry(o.plan, "blk.0.attn_k.weight")->rows.heads, TEST_HEADS_KV);
+    assert_int_equal(find_entry(o.plan, "blk.0.ffn_down.weight")->rows.heads, 0);
     assert_string_equal(find_entry(o.plan, "blk.0.attn_k.weight")->a->name, TEST_K(0, "A"));
     assert_string_equal(find_entry(o.plan, "blk.0.attn_k.weight")->b->name, TEST_K(0, "B"));
     done(&o);
@@ -146,7 +146,7 @@ static void a_gguf_adapter_is_not_permuted_again(void **state) {
     verify_gguf(&o, base, a, "llama", 8, false);
     assert_int_equal(o.rc, 0);
     assert_int_equal(o.plan->n, 2);
-    assert_int_equal(find_entry(o.plan, "blk.0.attn_q.weight")->permute_heads, 0);
+    assert_int_equal(find_entry(o.plan, "blk.0.attn_q.weight")->rows.heads, 0);
     assert_true(find_entry(o.plan, "blk.0.attn_q.weight")->scale == 2.0);
     assert_true(find_entry(o.plan, "blk.0.ffn_down.weight")->scale == 4.0); /* alpha / its own rank 2 */
     assert_string_equal(find_entry(o.plan, "blk.0.attn_q.weight")->module, "blk.0.attn_q.weight");
