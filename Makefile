@@ -1,6 +1,6 @@
 # What a person types. CMake (CMakePresets.json) does the building; this file fetches what it needs first.
 .DEFAULT_GOAL := help
-.PHONY: help demo build dev deps test test-dev test-asan test-tsan test-clang check schedules model planted bench bench-loader test-server clients browser bench-server soak contamination oracle cachesim install clean
+.PHONY: help demo build dev deps test test-dev test-asan test-tsan test-clang check coverage schedules model planted bench bench-loader test-server clients browser bench-server soak contamination oracle cachesim install clean
 
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 export CTEST_OUTPUT_ON_FAILURE = 1
@@ -41,6 +41,9 @@ test-clang: deps  ## everything compiles without a warning with Clang too, and t
 
 check:  ## layers (no include points up), public header as C and C++, scripts
 	@tools/check.sh
+
+coverage: deps  ## branches of the readers of files (src/format) and of verification that the tests take: at least 95 % (gcc)
+	@tools/coverage.sh
 
 schedules: dev  ## the loader under 1,000,000 seeded schedules for each scene (about 25 minutes)
 	@GRAFT_SCHEDULES=$${GRAFT_SCHEDULES:-1000000} build/dev/tests/test_schedules

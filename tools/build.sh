@@ -1,5 +1,5 @@
 #!/bin/sh
-# Configures and builds one preset of CMakePresets.json: release, dev, asan, tsan or clang.
+# Configures and builds one preset of CMakePresets.json: release, dev, asan, tsan, clang or coverage.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/common.sh"
