@@ -11,8 +11,9 @@
 #include <stddef.h>
 
 /* Row order of a weight in the GGUF relative to the Hugging Face checkpoint. For ROPE_Q and ROPE_K rows are
- * regrouped per head from (2, half) to (half, 2) (llama.cpp's LlamaModel.permute); B follows, A does not. */
-typedef enum gr_row_order { GR_ROWS_AS_IS, GR_ROWS_ROPE_Q, GR_ROWS_ROPE_K } gr_row_order;
+ * regrouped per head from (2, half) to (half, 2) (llama.cpp's LlamaModel.permute); B follows, A does not. For NEOX_QKV, q, k and v
+ * of a head, one head after another, become q of all heads, k of all, v of all. */
+typedef enum gr_row_order { GR_ROWS_AS_IS, GR_ROWS_ROPE_Q, GR_ROWS_ROPE_K, GR_ROWS_NEOX_QKV } gr_row_order;
 
 /* The order of the rows of one weight: ROPE orders have this many heads. */
 typedef struct gr_row_map {

@@ -1,7 +1,6 @@
 /* Opening a base model: our own look at the GGUF first (clear errors, table of weights), then libllama's. */
 #include "base_model.h"
 
-#include "base/file.h"
 #include "base/memory.h"
 #include "format/gguf_lora.h"
 #include "model/llama_log.h"
@@ -48,10 +47,10 @@ static const char *other_kind(const uint8_t *first, size_t n) {
     return "is not a GGUF file";
 }
 
-static int check_file(const char *path, graft_error *err) {
-    gr_file f;
+/* Opens what has a GGUF's magic. */
+static int open_file(gr_file *f, const char *path, graft_error *err) {
     graft_error why;
-    int rc = gr_file_open(&f, AT_FDCWD, path, &why);
+    int rc = gr_file_open(f, AT_FDCWD, path, &why);
     if (rc) {
         int code = rc == GRAFT_E_ADAPTER_FILE_MISSING ? GRAFT_E_MODEL_MISSING
                    : rc == GRAFT_E_OUT_OF_MEMORY ? rc
@@ -59,14 +58,28 @@ static int check_file(const char *path, graft_error *err) {
         return gr_fail(err, code, "%s", why.message);
     }
     uint8_t first[16] = {0};
-    size_t n = f.size < sizeof first ? (size_t)f.size : sizeof first;
-    rc = gr_file_read(&f, first, n, 0, &why);
+    size_t n = f->size < sizeof first ? (size_t)f->size : sizeof first;
+    rc = gr_file_read(f, first, n, 0, &why);
     if (rc) {
         rc = gr_fail(err, GRAFT_E_MODEL_INVALID, "%s", why.message);
     } else if (!gr_gguf_is(first, n)) {
-        rc = gr_fail(err, GRAFT_E_MODEL_INVALID, "%s: %s", f.name, n == 0 ? "is empty" : other_kind(first, n));
+        rc = gr_fail(err, GRAFT_E_MODEL_INVALID, "%s: %s", f->name, n == 0 ? "is empty" : other_kind(first, n));
     }
-    gr_file_close(&f);
+    if (rc) {
+        gr_file_close(f);
+    }
+    return rc;
+}
+
+/* The next part. */
+static int add_part(gr_base_model *m, const char *path, graft_error *err) {
+    gr_file *grown = gr_realloc(m->parts, (size_t)(m->n_parts + 1) * sizeof *grown);
+    if (!grown) {
+        return gr_fail_memory(err, (size_t)(m->n_parts + 1) * sizeof *grown);
+    }
+    m->parts = grown;
+    int rc = open_file(&m->parts[m->n_parts], path, err);
+    m->n_parts += rc == 0;
     return rc;
 }
 
@@ -206,7 +219,7 @@ static int read_all_parts(gr_base_model *m, shapes *s, graft_error *err) {
         if (!llama_split_path(part, sizeof part, prefix, i, n_parts)) {
             return invalid(m, "its path is too long", err);
         }
-        if ((rc = check_file(part, err)) != 0 || (rc = read_part(m, s, part, i, NULL, err)) != 0) {
+        if ((rc = add_part(m, part, err)) != 0 || (rc = read_part(m, s, part, i, NULL, err)) != 0) {
             return rc;
         }
     }
@@ -330,13 +343,15 @@ static int load(gr_base_model *m, const gr_base_options *options, graft_error *e
 
 int gr_base_model_open(gr_base_model **out, const char *path, const gr_base_options *options, graft_error *err) {
     gr_llama_init();
-    int rc = check_file(path, err);
-    if (rc) {
-        return rc;
-    }
     gr_base_model *m = gr_zalloc(sizeof *m);
     if (!m) {
         return gr_fail_memory(err, sizeof *m);
+    }
+    int rc = add_part(m, path, err);
+    if (rc) {
+        gr_free(m->parts);
+        gr_free(m);
+        return rc;
     }
     gr_llama_log_claim(m, options->log);
     gr_llama_log_reset();
@@ -358,6 +373,10 @@ void gr_base_model_close(gr_base_model *m) {
     if (m) {
         llama_model_free(m->llama);
         gr_llama_log_release(m);
+        for (int i = 0; i < m->n_parts; i++) {
+            gr_file_close(&m->parts[i]);
+        }
+        gr_free(m->parts);
         gr_free(m->weights);
         gr_free(m->path);
         gr_free(m);

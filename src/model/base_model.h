@@ -6,6 +6,7 @@
 #define GR_BASE_MODEL_H
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "format/module_names.h"
 
@@ -37,6 +38,8 @@ typedef struct gr_base_model {
     uint64_t weight_bytes;    /* libllama's figure */
     uint8_t fingerprint[32];  /* SHA-256 over architecture, shapes and names of all tensors: same family and size */
     bool offloaded;           /* some layers may live on a GPU */
+    gr_file *parts;           /* its files, open for base_weights.h: the ones that the table of weights is of */
+    int n_parts;
 } gr_base_model;
 
 typedef struct gr_base_options {
