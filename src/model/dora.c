@@ -19,7 +19,7 @@ typedef struct measure {
     double *gram;            /* A A^T */
     float *w;                /* some rows of W */
     double *wa;              /* W A^T: of those rows; for an embedding [rank][n_out], of all */
-    double *column;          /* one row of B, and gram times it */
+    double *column;          /* one row of B, and as many numbers for sums */
 } measure;
 
 static int64_t step_of(const measure *s) {
@@ -71,16 +71,13 @@ static void finish(measure *s) {
 
 /* Row o of wba and bb; wa[k * stride] is its part of W A^T. */
 static void finish_row(measure *s, size_t o, const double *wa, size_t stride) {
-    double *b = s->column, *gram_b = b + s->rank, wba = 0;
+    double *b = s->column, wba = 0;
     for (size_t k = 0; k < s->rank; k++) {
         b[k] = (double)s->b[k * (size_t)s->m->stride_out + o];
         wba += b[k] * wa[k * stride];
     }
-    for (size_t k = 0; k < s->rank; k++) {
-        gram_b[k] = gr_dot(s->gram + k * s->rank, b, s->rank);
-    }
     ((float *)s->m->gain.wba)[o] = (float)wba;
-    ((float *)s->m->gain.bb)[o] = (float)gr_dot(b, gram_b, s->rank);
+    ((float *)s->m->gain.bb)[o] = (float)gr_quadratic_form(s->gram, b, b + s->rank, s->rank);
 }
 
 static int measure_product(measure *s, graft_error *err) {

@@ -91,16 +91,22 @@ TILE void all_rows(double *out, size_t out_stride, const float *x, size_t x_stri
     }
 }
 
+/* Four sums: one alone would wait for its last addition each time. */
 TILE double squares(const float *x, size_t n) {
-    d8 sum = {0};
+    enum { CHAINS = 4 };
+    d8 sum[CHAINS] = {{0}};
     size_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        d8 v = __builtin_convertvector(*(const v8_anywhere *)(x + i), d8);
-        sum += v * v;
+    for (; i + CHAINS * LANES <= n; i += CHAINS * LANES) {
+        UNROLL
+        for (int c = 0; c < CHAINS; c++) {
+            d8 v = __builtin_convertvector(*(const v8_anywhere *)(x + i + (size_t)c * LANES), d8);
+            sum[c] += v * v;
+        }
     }
+    d8 all = sum[0] + sum[1] + (sum[2] + sum[3]);
     double total = 0;
     for (int lane = 0; lane < LANES; lane++) {
-        total += sum[lane];
+        total += all[lane];
     }
     for (; i < n; i++) {
         total += (double)x[i] * (double)x[i];
@@ -108,18 +114,23 @@ TILE double squares(const float *x, size_t n) {
     return total;
 }
 
-TILE double dot(const double *x, const double *y, size_t n) {
-    d8 sum = {0};
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        sum += *(const d8_anywhere *)(x + i) * *(const d8_anywhere *)(y + i);
+/* b^T M b: rows of M added up first, as that needs no sum across lanes. */
+TILE double form(const double *m, const double *b, double *scratch, size_t n) {
+    for (size_t l = 0; l < n; l++) {
+        scratch[l] = 0;
+    }
+    for (size_t k = 0; k < n; k++) {
+        size_t l = 0;
+        for (; l + LANES <= n; l += LANES) {
+            *(d8_anywhere *)(scratch + l) += b[k] * *(const d8_anywhere *)(m + k * n + l);
+        }
+        for (; l < n; l++) {
+            scratch[l] += b[k] * m[k * n + l];
+        }
     }
     double total = 0;
-    for (int lane = 0; lane < LANES; lane++) {
-        total += sum[lane];
-    }
-    for (; i < n; i++) {
-        total += x[i] * y[i];
+    for (size_t l = 0; l < n; l++) {
+        total += scratch[l] * b[l];
     }
     return total;
 }
@@ -136,8 +147,8 @@ AVX2 static double squares_avx2(const float *x, size_t n) {
     return squares(x, n);
 }
 
-AVX2 static double dot_avx2(const double *x, const double *y, size_t n) {
-    return dot(x, y, n);
+AVX2 static double form_avx2(const double *m, const double *b, double *scratch, size_t n) {
+    return form(m, b, scratch, n);
 }
 
 static bool have_avx2(void) {
@@ -165,11 +176,11 @@ double gr_square_sum(const float *x, size_t n) {
     return squares(x, n);
 }
 
-double gr_dot(const double *x, const double *y, size_t n) {
+double gr_quadratic_form(const double *m, const double *b, double *scratch, size_t n) {
 #if defined(__x86_64__)
     if (have_avx2()) {
-        return dot_avx2(x, y, n);
+        return form_avx2(m, b, scratch, n);
     }
 #endif
-    return dot(x, y, n);
+    return form(m, b, scratch, n);
 }

@@ -10,8 +10,8 @@
  */
 void gr_products(double *out, size_t out_stride, const float *x, size_t x_stride, size_t rows, const float *y, size_t y_stride,
                  size_t ranks, size_t n);
-/* Sum of squares and dot product in double throughout. */
+/* The sum of squares, and b^T M b for M [n][n] (`scratch`: n numbers), in double throughout. */
 double gr_square_sum(const float *x, size_t n);
-double gr_dot(const double *x, const double *y, size_t n);
+double gr_quadratic_form(const double *m, const double *b, double *scratch, size_t n);
 
 #endif
