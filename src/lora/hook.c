@@ -1,53 +1,22 @@
 /*
- * The evaluation callback and what it needs: the map from libllama's weights to the base's table, the plan's
- * touched weights, and the work for one product.
+ * The evaluation callback: which of libllama's nodes some adapter of the plan changes, and whether they are what the plan
+ * relies on. What is done to them is in apply.h.
  *
  * ggml asks for each node of the graph, in order, "do you want to see this one?", computes all nodes up to and
  * including the one we want, and shows it. At that moment its operands are still alive (their memory may be
- * reused by later nodes) and nobody has read its result. That is when the delta goes in.
+ * reused by later nodes) and nobody has read its result. That is when the changes go in.
  *
- * For one product the groups that have an adapter for its weight become parts; parts are worked off in waves whose
- * intermediate values t fit the scratch. Within a wave `down` comes before `up` for all parts. Threads split
- * `down` by k or by rows and `up` by outputs, so that no two write the same element, and a row that several
- * adapters share gets its deltas in the plan's order.
+ * A weight alone does not say which node: a tied embedding is read by rows at the beginning and multiplied with at the
+ * end. So all that is kept by weight is kept by weight and operation: a target.
  */
 #include "lora/hook.h"
 
 #include "base/memory.h"
-#include "lora/pool.h"
+#include "lora/apply.h"
+#include "lora/sane.h"
 
-#include <float.h>
 #include <ggml.h>
-#include <stdatomic.h>
 #include <string.h>
-
-/*
- * What an adapter may do to a row before the row is given up: |t| and, for float32 modules, |y| above these or NaN.
- * Real values are below 1e6. B of a float16 or Q8_0 module is at most 65504 and the rank at most 1024, so that t below its
- * limit keeps B t below 1e17, whose square float32 still holds: the norms that follow cannot overflow.
- *
- * A row that is given up becomes zero in this product, since NaN and infinity would spread: where attention runs
- * over all cells of the KV cache and masks afterwards, one NaN in a cell reaches every sequence.
- */
-static const float T_LIMIT = 1e9f, Y_LIMIT = 1e17f;
-
-/*
- * Work of one product, in elements of A and B touched times rows, from which on it is shared out. Handing it to
- * the pool costs about 3 µs (a mutex and two barriers).
- */
-#define GR_SHARE_FROM 60000
-
-enum { MAX_PARTS = 64 }; /* per wave */
-
-/* One adapter's share of one product. */
-typedef struct part {
-    const gr_adapter *adapter;
-    const gr_module *module;
-    const int32_t *rows;
-    const float *scales;
-    int n_rows;
-    float *t; /* [n_rows][rank] in the hook's scratch */
-} part;
 
 /* An entry of the map from weight tensors to ids. The address is only compared. */
 typedef struct known_weight {
@@ -57,31 +26,20 @@ typedef struct known_weight {
 
 struct gr_hook {
     const gr_base_model *base;
-    const gr_kernels *kernels;
-    gr_pool *pool;
+    gr_apply *apply;
 
     known_weight *known;
     size_t known_mask, n_known;
 
     /* this decode */
     const gr_row_plan *plan;  /* NULL: nothing to do */
-    uint8_t *touched;         /* [n_weights]: some adapter of the plan has it */
-    uint8_t *seen;            /* [n_weights]: its product came by */
+    size_t n_targets;         /* [n_weights * GR_OPS]: weight * GR_OPS + op */
+    uint8_t *touched;         /* [n_targets]: bits of the turns that some adapter of the plan has there; 0 = none */
+    uint8_t *seen;            /* [n_targets]: its node came by */
+    bool wanted[GR_OPS];      /* some target of it is touched */
     int n_touched, n_products;
     const char *fault;        /* what made this decode worthless; the first one counts */
     int fault_weight;
-    const gr_adapter *bad_adapter;
-    atomic_int bad_part;      /* one of this wave's that brought y over its limit, or -1 */
-
-    /* this product */
-    const void *x;
-    void *y;
-    size_t x_stride, y_stride;
-    part parts[MAX_PARTS];
-    int n_parts;
-
-    float *t;
-    size_t t_size;
 };
 
 int gr_hook_create(gr_hook **out, const gr_base_model *base, int max_rows, int n_threads, const gr_kernels *kernels,
@@ -95,18 +53,16 @@ int gr_hook_create(gr_hook **out, const gr_base_model *base, int max_rows, int n
         return gr_fail_memory(err, sizeof *h);
     }
     h->base = base;
-    h->kernels = kernels;
     h->known_mask = n_known - 1;
+    h->n_targets = base->n_weights * GR_OPS;
     h->known = gr_calloc(n_known, sizeof *h->known);
-    h->touched = gr_zalloc(base->n_weights);
-    h->seen = gr_zalloc(base->n_weights);
-    h->t_size = (size_t)max_rows * GR_MAX_RANK; /* the largest single part */
-    h->t = gr_alloc_aligned(h->t_size * sizeof *h->t);
+    h->touched = gr_zalloc(h->n_targets);
+    h->seen = gr_zalloc(h->n_targets);
     int status = 0;
-    if (!h->known || !h->touched || !h->seen || !h->t) {
-        status = gr_fail_memory(err, h->t_size * sizeof *h->t);
+    if (!h->known || !h->touched || !h->seen) {
+        status = gr_fail_memory(err, n_known * sizeof *h->known);
     } else {
-        status = gr_pool_create(&h->pool, n_threads, err);
+        status = gr_apply_create(&h->apply, max_rows, n_threads, kernels, err);
     }
     if (status) {
         gr_hook_free(h);
@@ -120,8 +76,7 @@ void gr_hook_free(gr_hook *h) {
     if (!h) {
         return;
     }
-    gr_pool_free(h->pool);
-    gr_free(h->t);
+    gr_apply_free(h->apply);
     gr_free(h->seen);
     gr_free(h->touched);
     gr_free(h->known);
@@ -129,7 +84,7 @@ void gr_hook_free(gr_hook *h) {
 }
 
 void gr_hook_attach(gr_hook *h, struct llama_context *ctx) {
-    gr_pool_attach(h->pool, ctx);
+    gr_pool_attach(h->apply->pool, ctx);
 }
 
 /* ---- which node ---------------------------------------------------------------------------------------- */
@@ -156,14 +111,28 @@ static int weight_of(gr_hook *h, const struct ggml_tensor *w) {
     return weight;
 }
 
-/* The weight whose product this node is and that some adapter of the plan changes, or -1. */
-static int wanted_weight(gr_hook *h, const struct ggml_tensor *node) {
-    const struct ggml_tensor *w = node->op == GGML_OP_MUL_MAT ? node->src[0] : NULL;
-    if (!w || w->op != GGML_OP_NONE) {
+/* The operation that the node is, and the operand that would be a weight. False: of no interest. */
+static bool operation_of(const struct ggml_tensor *node, gr_op *op, const struct ggml_tensor **weight) {
+    switch (node->op) {
+    case GGML_OP_MUL_MAT: *op = GR_OP_PRODUCT; break;
+    case GGML_OP_GET_ROWS: *op = GR_OP_ROWS; break;
+    case GGML_OP_MUL: *op = GR_OP_MUL; break;
+    case GGML_OP_ADD: *op = GR_OP_ADD; break;
+    default: return false;
+    }
+    *weight = node->src[*op == GR_OP_MUL || *op == GR_OP_ADD];
+    return true;
+}
+
+/* The target that this node is and that some adapter of the plan changes, or -1. */
+static int wanted_target(gr_hook *h, const struct ggml_tensor *node) {
+    const struct ggml_tensor *w;
+    gr_op op;
+    if (!operation_of(node, &op, &w) || !h->wanted[op] || w->op != GGML_OP_NONE) {
         return -1;
     }
-    int weight = weight_of(h, w);
-    return weight >= 0 && h->touched[weight] ? weight : -1;
+    int weight = weight_of(h, w), target = weight * GR_OPS + (int)op;
+    return weight >= 0 && h->touched[target] ? target : -1;
 }
 
 static void fault(gr_hook *h, int weight, const char *what) {
@@ -173,235 +142,106 @@ static void fault(gr_hook *h, int weight, const char *what) {
     }
 }
 
-/* A float32 matrix of n columns in memory that we can reach, rows contiguous in themselves. */
-static bool plain_matrix(const struct ggml_tensor *t, int64_t n) {
+static bool reachable(const struct ggml_tensor *t) {
     ggml_backend_buffer_t buffer = t->view_src ? t->view_src->buffer : t->buffer;
-    return t->type == GGML_TYPE_F32 && t->ne[0] == n && t->ne[2] == 1 && t->ne[3] == 1 && t->nb[0] == sizeof(float) &&
-           buffer && ggml_backend_buffer_is_host(buffer);
+    return buffer && ggml_backend_buffer_is_host(buffer);
 }
 
-/* ---- the delta of one product -------------------------------------------------------------------------- */
-
-/* [begin, end) of thread i's share of n, in multiples of `unit`. */
-static void share(int n, int unit, int i, int n_threads, int *begin, int *end) {
-    int units = (n + unit - 1) / unit;
-    *begin = (int)((int64_t)units * i / n_threads) * unit;
-    *end = (int)((int64_t)units * (i + 1) / n_threads) * unit;
-    *begin = *begin < n ? *begin : n;
-    *end = *end < n ? *end : n;
+/* Float32 in memory that we can reach, n columns, rows contiguous in themselves. */
+static bool plain_rows(const struct ggml_tensor *t, int64_t n) {
+    return t->type == GGML_TYPE_F32 && t->ne[0] == n && t->ne[3] == 1 && t->nb[0] == sizeof(float) && reachable(t);
 }
 
-static void down(void *hook, int thread, int n_threads) {
-    const gr_hook *h = hook;
-    for (int i = 0; i < h->n_parts; i++) {
-        const part *p = h->parts + i;
-        int begin, end;
-        if (p->n_rows >= 4 * n_threads) { /* many rows: each thread all of A, in whole tiles of rows */
-            share(p->n_rows, 4, thread, n_threads, &begin, &end);
-            h->kernels->down(p->t + (size_t)begin * (size_t)p->module->rank, p->module, h->x, h->x_stride,
-                             p->rows + begin, p->scales + begin, end - begin, 0, p->module->rank);
-        } else {
-            share(p->module->rank, 4, thread, n_threads, &begin, &end);
-            h->kernels->down(p->t, p->module, h->x, h->x_stride, p->rows, p->scales, p->n_rows, begin, end);
+/* The same as a matrix. */
+static bool plain_matrix(const struct ggml_tensor *t, int64_t n) {
+    return plain_rows(t, n) && t->ne[2] == 1;
+}
+
+/* ---- what came by ---------------------------------------------------------------------------------------- */
+
+/* These fill the node and return its number of rows, or -1 if it is not as it must be. */
+
+static int64_t product_node(gr_node *out, const struct ggml_tensor *node, const gr_weight *w) {
+    const struct ggml_tensor *x = node->src[1];
+    if (!plain_matrix(node, w->n_out) || !plain_matrix(x, w->n_in) || x->ne[1] != node->ne[1]) {
+        return -1;
+    }
+    out->x = x->data;
+    out->x_stride = x->nb[1];
+    out->n_in = (int)w->n_in;
+    return node->ne[1];
+}
+
+static int64_t rows_node(gr_node *out, const struct ggml_tensor *node, const gr_weight *w) {
+    const struct ggml_tensor *ids = node->src[1];
+    if (!plain_matrix(node, w->n_in) || ids->type != GGML_TYPE_I32 || ids->ne[0] != node->ne[1] ||
+        ids->nb[0] != sizeof(int32_t) || ids->ne[1] != 1 || ids->ne[2] != 1 || !reachable(ids)) {
+        return -1;
+    }
+    out->ids = ids->data;
+    for (int64_t i = 0; i < ids->ne[0]; i++) {
+        if (out->ids[i] < 0 || out->ids[i] >= w->n_out) {
+            return -1;
         }
     }
+    return node->ne[1];
 }
 
-/* Whether all of v is within +-limit, and no NaN. On bit patterns, which compilers vectorise. */
-static bool is_sane(const float *v, int n, float limit) {
-    uint32_t bits, limit_bits, bad = 0;
-    memcpy(&limit_bits, &limit, sizeof limit_bits);
-    for (int i = 0; i < n; i++) {
-        memcpy(&bits, v + i, sizeof bits);
-        bad |= (bits & 0x7fffffffu) > limit_bits;
+/*
+ * A vector times or plus every row, or every head of every row: [n][rows], [n][heads][rows]. With one row the two look alike;
+ * then what is no number of rows is one of heads. (Norms over heads come before the last layer drops rows, so that one row
+ * is the only row of the batch.)
+ */
+static int64_t vector_node(gr_node *out, const struct ggml_tensor *node, const gr_weight *w, const gr_row_plan *plan) {
+    if (!plain_rows(node, w->n_out)) {
+        return -1;
     }
-    return !bad;
+    bool heads = node->ne[2] > 1 || (node->ne[1] != plan->n_tokens && node->ne[1] != plan->n_outputs);
+    if (heads) {
+        out->heads = (int)node->ne[1];
+        out->head_stride = node->nb[1];
+        out->y_stride = node->nb[2];
+    }
+    return node->ne[heads ? 2 : 1];
 }
 
-static bool t_is_sane(const part *p) {
-    return is_sane(p->t, p->n_rows * p->module->rank, T_LIMIT);
-}
-
-/* Whether what came in was a number. If not, the row was spoilt before it met this adapter, through the cache or by
- * the base: it is left as it is, so that its logits tell the engine, and this adapter is not blamed. */
-static bool came_in_sane(const gr_hook *h, const part *p, int i) {
-    const char *x = (const char *)h->x + h->x_stride * (size_t)p->rows[i];
-    return is_sane((const float *)(const void *)x, p->module->n_in, FLT_MAX);
-}
-
-/* Whether the adapter of the part made a number out of something that was one, in every row. */
-static bool part_is_innocent(const gr_hook *h, const part *p) {
-    for (int i = 0; i < p->n_rows; i++) {
-        const float *t = p->t + (size_t)i * (size_t)p->module->rank;
-        if (!is_sane(t, p->module->rank, T_LIMIT) && came_in_sane(h, p, i)) {
-            return false;
-        }
+static int64_t describe(gr_node *out, const struct ggml_tensor *node, const gr_weight *w, const gr_row_plan *plan) {
+    out->y = node->data;
+    out->y_stride = node->nb[1];
+    out->heads = 1;
+    switch (out->op) {
+    case GR_OP_PRODUCT: return product_node(out, node, w);
+    case GR_OP_ROWS: return rows_node(out, node, w);
+    case GR_OP_MUL:
+    case GR_OP_ADD: return vector_node(out, node, w, plan);
+    case GR_OPS: break;
     }
-    return true;
-}
-
-static float *y_at(const gr_hook *h, int32_t row, int o) {
-    return (float *)(void *)((char *)h->y + h->y_stride * (size_t)row) + o;
-}
-
-/* The part has rows to give up: one at a time. */
-static void up_with_care(gr_hook *h, const part *p, int begin, int end) {
-    for (int i = 0; i < p->n_rows; i++) {
-        const float *t = p->t + (size_t)i * (size_t)p->module->rank;
-        if (is_sane(t, p->module->rank, T_LIMIT)) {
-            h->kernels->up(h->y, h->y_stride, p->module, t, p->rows + i, 1, begin, end);
-        } else if (came_in_sane(h, p, i)) {
-            memset(y_at(h, p->rows[i], begin), 0, (size_t)(end - begin) * sizeof(float));
-        }
-    }
-}
-
-/* B in float32 can overflow whatever t is. */
-static void check_y(gr_hook *h, int at, int begin, int end) {
-    const part *p = h->parts + at;
-    for (int i = 0; i < p->n_rows; i++) {
-        float *y = y_at(h, p->rows[i], begin);
-        if (!is_sane(y, end - begin, Y_LIMIT) && came_in_sane(h, p, i)) {
-            memset(y, 0, (size_t)(end - begin) * sizeof(float));
-            atomic_store_explicit(&h->bad_part, at, memory_order_relaxed);
-        }
-    }
-}
-
-static void up_part(gr_hook *h, int at, int begin, int end) {
-    const part *p = h->parts + at;
-    if (t_is_sane(p)) {
-        h->kernels->up(h->y, h->y_stride, p->module, p->t, p->rows, p->n_rows, begin, end);
-    } else {
-        up_with_care(h, p, begin, end);
-    }
-    if (p->module->type == GR_DTYPE_F32) {
-        check_y(h, at, begin, end);
-    }
-}
-
-static void up(void *hook, int thread, int n_threads) {
-    gr_hook *h = hook;
-    for (int i = 0; i < h->n_parts; i++) {
-        int begin, end;
-        share(h->parts[i].module->n_out, 2 * GR_PAD, thread, n_threads, &begin, &end);
-        up_part(h, i, begin, end);
-    }
-}
-
-/* Whole parts, dealt out: each thread streams through A and B of its own adapters, with no barrier in between. */
-static void down_and_up(void *hook, int thread, int n_threads) {
-    gr_hook *h = hook;
-    for (int i = thread; i < h->n_parts; i += n_threads) {
-        const part *p = h->parts + i;
-        h->kernels->down(p->t, p->module, h->x, h->x_stride, p->rows, p->scales, p->n_rows, 0, p->module->rank);
-        up_part(h, i, 0, p->module->n_out);
-    }
-}
-
-static int64_t work_of(const part *p) {
-    return (int64_t)p->module->rank * (p->module->n_in + p->module->n_out) * p->n_rows;
-}
-
-/* Whether dealing out whole parts keeps the threads about equally busy, and no two of them write to one row. */
-static bool can_be_dealt_out(const gr_hook *h, int n_threads, int64_t work) {
-    if (!h->plan->disjoint || h->n_parts < n_threads) {
-        return false;
-    }
-    for (int thread = 0; thread < n_threads; thread++) {
-        int64_t mine = 0;
-        for (int i = thread; i < h->n_parts; i += n_threads) {
-            mine += work_of(h->parts + i);
-        }
-        if (mine * n_threads * 4 > work * 5) { /* a quarter above its share: the others would wait */
-            return false;
-        }
-    }
-    return true;
-}
-
-/* Works off the collected parts. */
-static void run_wave(gr_hook *h) {
-    int64_t work = 0;
-    for (int i = 0; i < h->n_parts; i++) {
-        work += work_of(h->parts + i);
-    }
-    int n_threads = gr_pool_threads(h->pool);
-    atomic_store_explicit(&h->bad_part, -1, memory_order_relaxed);
-    bool done = true;
-    if (work < GR_SHARE_FROM || n_threads == 1) {
-        down_and_up(h, 0, 1);
-    } else if (can_be_dealt_out(h, n_threads, work)) {
-        done = gr_pool_run(h->pool, down_and_up, NULL, h);
-    } else {
-        done = gr_pool_run(h->pool, down, up, h);
-    }
-    if (!done) {
-        fault(h, h->parts[0].module->weight, "ggml refused to compute");
-    }
-    for (int i = 0; i < h->n_parts && !h->bad_adapter; i++) {
-        if (!t_is_sane(h->parts + i) && !part_is_innocent(h, h->parts + i)) {
-            h->bad_adapter = h->parts[i].adapter;
-        }
-    }
-    int bad_part = atomic_load_explicit(&h->bad_part, memory_order_relaxed);
-    if (bad_part >= 0 && !h->bad_adapter) {
-        h->bad_adapter = h->parts[bad_part].adapter;
-    }
-    h->n_parts = 0;
-}
-
-static const gr_module *module_for(const gr_adapter *a, int weight) {
-    int32_t at = (size_t)weight < a->n_weights ? a->by_weight[weight] : -1;
-    return at < 0 || a->modules[at].zero ? NULL : &a->modules[at];
-}
-
-static void add_deltas(gr_hook *h, int weight, bool outputs) {
-    size_t used = 0;
-    for (int i = 0; i < h->plan->n_groups; i++) {
-        const gr_row_group *g = h->plan->groups + i;
-        const gr_module *m = module_for(g->adapter, weight);
-        int n_rows = outputs ? g->n_out_rows : g->n_rows;
-        if (!m || n_rows == 0) {
-            continue;
-        }
-        size_t need = (size_t)n_rows * (size_t)m->rank;
-        if (h->n_parts == MAX_PARTS || used + need > h->t_size) {
-            run_wave(h);
-            used = 0;
-        }
-        part p = {g->adapter, m, outputs ? g->out_rows : g->rows, outputs ? g->out_scales : g->scales, n_rows,
-                  h->t + used};
-        h->parts[h->n_parts++] = p;
-        used += (need + 15) & ~(size_t)15; /* parts start on their own cache lines; t_size is a multiple of 16 */
-    }
-    if (h->n_parts > 0) {
-        run_wave(h);
-    }
+    return -1;
 }
 
 /* A wanted node was computed. */
-static void product(gr_hook *h, int weight, const struct ggml_tensor *node) {
-    const gr_weight *w = h->base->weights + weight;
-    const struct ggml_tensor *x = node->src[1];
-    int64_t n_rows = node->ne[1];
-    if (h->seen[weight]) {
+static void came_by(gr_hook *h, int target, const struct ggml_tensor *node) {
+    static const char *const unlike[GR_OPS] = {"is not a plain matrix product here", "is not read by plain rows here",
+                                               "does not multiply plain rows here", "is not added to plain rows here"};
+    int weight = target / GR_OPS;
+    gr_node found = {.op = (gr_op)(target % GR_OPS)};
+    int64_t n_rows = describe(&found, node, h->base->weights + weight, h->plan);
+    if (h->seen[target]) {
         fault(h, weight, "came by twice in one decode");
-    } else if (!plain_matrix(node, w->n_out) || !plain_matrix(x, w->n_in) || x->ne[1] != n_rows) {
-        fault(h, weight, "is not a plain matrix product here");
+    } else if (n_rows < 0) {
+        fault(h, weight, unlike[found.op]);
     } else if (n_rows != h->plan->n_tokens && n_rows != h->plan->n_outputs) {
         fault(h, weight, "was given an unexpected number of rows");
     }
-    h->seen[weight] = 1;
+    h->seen[target] = 1;
     h->n_products++;
     if (h->fault) {
         return;
     }
-    h->x = x->data;
-    h->y = node->data;
-    h->x_stride = x->nb[1];
-    h->y_stride = node->nb[1];
-    add_deltas(h, weight, n_rows != h->plan->n_tokens);
+    gr_apply_node(h->apply, &found, h->plan, weight, h->touched[target], n_rows != h->plan->n_tokens);
+    if (h->apply->refused) {
+        fault(h, weight, "could not be changed, as ggml refused to compute");
+    }
 }
 
 /*
@@ -413,11 +253,11 @@ static bool callback(struct ggml_tensor *node, bool ask, void *user) {
     if (!h->plan) {
         return false;
     }
-    int weight = wanted_weight(h, node);
-    if (!ask && weight >= 0) {
-        product(h, weight, node);
+    int target = wanted_target(h, node);
+    if (!ask && target >= 0) {
+        came_by(h, target, node);
     }
-    return ask ? weight >= 0 : true;
+    return ask ? target >= 0 : true;
 }
 
 ggml_backend_sched_eval_callback gr_hook_callback(void) {
@@ -426,33 +266,41 @@ ggml_backend_sched_eval_callback gr_hook_callback(void) {
 
 /* ---- around a decode ----------------------------------------------------------------------------------- */
 
+static void touch(gr_hook *h, const gr_module *m) {
+    uint8_t *turns = &h->touched[m->weight * GR_OPS + (int)m->op];
+    h->n_touched += *turns == 0;
+    *turns |= (uint8_t)(1u << gr_turn_of(m));
+    h->wanted[m->op] = true;
+}
+
 void gr_hook_begin(gr_hook *h, const gr_row_plan *plan) {
     h->plan = plan && plan->n_groups > 0 ? plan : NULL;
     h->n_touched = h->n_products = 0;
     h->fault = NULL;
-    h->bad_adapter = NULL;
+    gr_apply_begin(h->apply);
     if (!h->plan) {
         return;
     }
-    memset(h->touched, 0, h->base->n_weights);
-    memset(h->seen, 0, h->base->n_weights);
+    memset(h->touched, 0, h->n_targets);
+    memset(h->seen, 0, h->n_targets);
+    memset(h->wanted, 0, sizeof h->wanted);
     for (int i = 0; i < plan->n_groups; i++) {
         const gr_adapter *a = plan->groups[i].adapter;
         for (size_t j = 0; j < a->n_modules; j++) {
-            const gr_module *m = a->modules + j;
-            h->n_touched += !m->zero && !h->touched[m->weight];
-            h->touched[m->weight] |= !m->zero;
+            if (!a->modules[j].zero) {
+                touch(h, a->modules + j);
+            }
         }
     }
 }
 
-/* A touched weight that never came by; there is one. */
+/* A touched target that never came by; there is one. */
 static int missing_weight(const gr_hook *h) {
-    size_t w = 0;
-    while (w + 1 < h->base->n_weights && !(h->touched[w] && !h->seen[w])) {
-        w++;
+    size_t target = 0;
+    while (target + 1 < h->n_targets && !(h->touched[target] && !h->seen[target])) {
+        target++;
     }
-    return (int)w;
+    return (int)(target / GR_OPS);
 }
 
 int gr_hook_end(gr_hook *h, const gr_adapter **bad_adapter, graft_error *err) {
@@ -470,10 +318,10 @@ int gr_hook_end(gr_hook *h, const gr_adapter **bad_adapter, graft_error *err) {
         return gr_fail(err, GRAFT_E_INTERNAL, "libllama's graph is not as expected: weight %s %s",
                        gr_quote(name, raw, strlen(raw)), h->fault);
     }
-    if (h->bad_adapter) {
-        *bad_adapter = h->bad_adapter;
+    if (h->apply->bad_adapter) {
+        *bad_adapter = h->apply->bad_adapter;
         return gr_fail(err, GRAFT_E_NON_FINITE_OUTPUT, "the adapter brings values to NaN or beyond %g",
-                       (double)T_LIMIT);
+                       (double)GR_T_LIMIT);
     }
     return 0;
 }

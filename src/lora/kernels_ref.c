@@ -5,23 +5,13 @@
 #include "lora/kernels.h"
 
 #include "lora/kernels_simd.h"
-#include "model/convert.h"
-
-#include <ggml.h>
-#include <string.h>
+#include "lora/packed.h"
 
 enum { STRIP = 256 }; /* whole blocks of Q8_0 */
 
 /* Elements [start, start + n) of row k of a packed matrix, as float32. `start` is a multiple of GR_PAD. */
 static void widen(float *out, const gr_module *m, const void *matrix, int stride, int k, int start, int n) {
-    size_t at = (size_t)k * (size_t)stride + (size_t)start;
-    if (m->type == GR_DTYPE_F16) {
-        ggml_fp16_to_fp32_row((const ggml_fp16_t *)matrix + at, out, n);
-    } else if (m->type == GR_DTYPE_Q8_0) {
-        gr_q8_0_to_f32(out, (const gr_q8_0 *)matrix + at / GR_Q8_0_BLOCK, (size_t)n);
-    } else {
-        memcpy(out, (const float *)matrix + at, (size_t)n * sizeof(float));
-    }
+    gr_packed_read(out, m->type, matrix, (size_t)k * (size_t)stride + (size_t)start, n);
 }
 
 static void down(float *t, const gr_module *m, const void *x, size_t x_stride, const int32_t *rows,
