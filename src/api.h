@@ -90,6 +90,9 @@ int gr_api_submit(graft_job **out, graft *g, const void *requests, size_t n, gr_
 uint64_t gr_api_most_bytes(const graft *g, const gr_opened *o);
 uint64_t gr_api_bytes(const graft *g, const gr_adapter *a);
 
+/* backend.c: whether the adapter can be applied as adapters are now. Errors: UNSUPPORTED_ADAPTER, saying why not. */
+int gr_api_check_way(const graft *g, const gr_adapter *a, graft_error *err);
+
 /* When who says `wait_ms` (-1 = as the instance has it) gives up: gr_lease_request.deadline_us. */
 int64_t gr_api_deadline(const graft *g, int wait_ms);
 /* DEFAULT as the instance has it. */

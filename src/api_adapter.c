@@ -37,6 +37,11 @@ static int build_charged(graft_adapter *a, gr_opened *opened, graft_error *err) 
     if (rc) {
         return rc;
     }
+    rc = gr_api_check_way(a->g, built, err);
+    if (rc) {
+        gr_adapter_release(built);
+        return rc;
+    }
     uint64_t bytes = gr_api_bytes(a->g, built);
     if (bytes < a->charged) {
         discharge(a, a->charged - bytes);
@@ -202,6 +207,7 @@ static int inspect(inspection *in, graft *g, graft_error *err) {
         rc = gr_verify(&in->plan, g->base, in->source, &in->report, &why);
         /* NaN and infinity, and a file that cannot be read to its end, show only when it is built. */
         rc = rc ? rc : gr_adapter_build(&built, in->plan, g->adapter_type, &why);
+        rc = rc ? rc : gr_api_check_way(g, built, &why);
         gr_file_close(&in->source->weights); /* nothing will be read: keep no file open for as long as this lives */
     }
     if (rc == GRAFT_E_OUT_OF_MEMORY) {

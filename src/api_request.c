@@ -180,6 +180,7 @@ int gr_api_take_adapters(graft *g, const graft_adapter_use *uses, size_t n, gr_j
         }
     }
     gr_adapter_set_trim(&spec->adapters);
+    rc = rc ? rc : gr_job_check_adapters(spec, NULL, g->base, err); /* those by name: once they are in memory */
     return rc ? rc : check_count(g, spec->wants, err);
 }
 

@@ -80,6 +80,14 @@ uint64_t gr_api_bytes(const graft *g, const gr_adapter *a) {
     return makes_twins(g) ? a->bytes + gr_grouped_size(a) : a->bytes;
 }
 
+int gr_api_check_way(const graft *g, const gr_adapter *a, graft_error *err) {
+    graft_error why;
+    if (!makes_twins(g) || gr_grouped_check(a, &why) == 0) {
+        return 0;
+    }
+    return gr_fail(err, why.code, "%s; apply is grouped: %s", why.message, gr_engine_apply_reason(g->engine));
+}
+
 static int prepare(void *self, const char *path, void **job, uint64_t *bytes, graft_error *err) {
     graft *g = self;
     gr_opened *o = NULL;
@@ -111,6 +119,11 @@ static int load(void *self, void *job, gr_loaded *out, graft_error *err) {
     bool no_effect = false;
     int rc = gr_opened_build(&a, job, err);
     if (rc) {
+        return rc;
+    }
+    rc = gr_api_check_way(g, a, err);
+    if (rc) {
+        gr_adapter_release(a);
         return rc;
     }
     atomic_fetch_add(&g->named_bytes, a->bytes);

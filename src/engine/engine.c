@@ -391,13 +391,35 @@ static graft_job *place(gr_engine *e, graft_job *jobs, bool going_on) {
     return rest;
 }
 
-/* Those that go on where another ended choose first, or their slots might go to somebody who has no use for what they hold. */
-static void admit(gr_engine *e, graft_job *jobs, graft_job *probe) {
-    for (graft_job *job = jobs; job; job = job->next) {
-        job->age = ++e->admitted;
+/* Gives the jobs their adapters by name. Ends those whose adapters cannot act together, and returns the others. */
+static graft_job *equip(gr_engine *e, graft_job *jobs) {
+    graft_job *rest = NULL, **end = &rest;
+    while (jobs) {
+        graft_job *job = jobs;
+        gr_ending ending = {GRAFT_FINISH_ERROR, {0}};
+        jobs = job->next;
+        job->next = NULL;
         if (job->supply) {
             gr_job_equip(job);
         }
+        if (job->supply && gr_job_check_adapters(&job->spec, job->supply, e->base, &ending.error)) {
+            finish_job(e, job, &ending);
+            gr_mutex_lock(&e->mutex);
+            e->n_running--;
+            gr_mutex_unlock(&e->mutex);
+        } else {
+            *end = job;
+            end = &job->next;
+        }
+    }
+    return rest;
+}
+
+/* Those that go on where another ended choose first, or their slots might go to somebody who has no use for what they hold. */
+static void admit(gr_engine *e, graft_job *jobs, graft_job *probe) {
+    jobs = equip(e, jobs);
+    for (graft_job *job = jobs; job; job = job->next) {
+        job->age = ++e->admitted;
     }
     place(e, place(e, jobs, true), false);
     if (probe) {

@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "lora/combine.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -44,6 +45,33 @@ void gr_adapter_set_trim(gr_adapter_set *set) {
         }
     }
     set->n = kept;
+}
+
+/* As the request has it. */
+static void name_adapter(char out[GR_QUOTE_PATH_SIZE], const gr_adapter *a, const gr_supply *supply) {
+    for (int i = 0; supply && i < gr_supply_count(supply); i++) {
+        if (gr_lease_adapter(gr_supply_lease(supply, i)) == a) {
+            const gr_want *want = gr_supply_want(supply, i);
+            snprintf(out, GR_QUOTE_PATH_SIZE, "%s/%s", want->project, want->adapter);
+            return;
+        }
+    }
+    gr_quote_path(out, a->path ? a->path : "");
+}
+
+int gr_job_check_adapters(const gr_job_spec *spec, const gr_supply *supply, const gr_base_model *base, graft_error *err) {
+    const gr_adapter *one, *other;
+    int weight;
+    if (gr_adapters_combine(&spec->adapters, &one, &other, &weight)) {
+        return 0;
+    }
+    char first[GR_QUOTE_PATH_SIZE], second[GR_QUOTE_PATH_SIZE];
+    name_adapter(first, one, supply);
+    name_adapter(second, other, supply);
+    return gr_fail(err, GRAFT_E_BAD_REQUEST,
+                   "adapters: of those that replace or scale (DoRA) the outputs of %s a request can have one, as the result "
+                   "would depend on their order: %s and %s do",
+                   base->weights[weight].name, first, second);
 }
 
 /* Adapters first: a version that its last lease leaves is then free to go. */

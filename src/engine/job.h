@@ -48,6 +48,9 @@ typedef struct gr_ending {
 void gr_adapter_set_add(gr_adapter_set *set, gr_adapter *a, float scale);
 /* Drops what has the scale 0. */
 void gr_adapter_set_trim(gr_adapter_set *set);
+/* Whether the adapters in the spec can act on one row together (lora/combine.h). `supply` tells their names, or is NULL: then they
+ * are called by their paths. Errors: BAD_REQUEST, naming two. */
+int gr_job_check_adapters(const gr_job_spec *spec, const gr_supply *supply, const gr_base_model *base, graft_error *err);
 
 /* The supply is ready: puts its adapters into the spec's set, notes generation and fallback. */
 void gr_job_equip(graft_job *job);

@@ -63,7 +63,7 @@ static int width_of(const gr_module *m) {
     return m->kind == GR_TOKENS && m->op == GR_OP_PRODUCT ? m->n_tokens : m->n_out;
 }
 
-void gr_share(int n, int unit, int i, int n_threads, int *begin, int *end) {
+void gr_thread_share(int n, int unit, int i, int n_threads, int *begin, int *end) {
     int units = (n + unit - 1) / unit;
     *begin = (int)((int64_t)units * i / n_threads) * unit;
     *end = (int)((int64_t)units * (i + 1) / n_threads) * unit;
@@ -86,7 +86,7 @@ static void second(void *apply, int thread, int n_threads) {
     for (int i = 0; i < a->n_parts; i++) {
         const gr_module *m = a->parts[i].module;
         int begin, end;
-        gr_share(width_of(m), 2 * GR_PAD, thread, n_threads, &begin, &end);
+        gr_thread_share(width_of(m), 2 * GR_PAD, thread, n_threads, &begin, &end);
         way_of(m)->second(a, i, begin, end);
     }
 }

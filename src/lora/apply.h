@@ -102,6 +102,6 @@ static inline float *gr_part_y(const gr_apply *a, const gr_part *p, int i, int o
 }
 
 /* [begin, end) of thread i's share of n, in multiples of `unit`. */
-void gr_share(int n, int unit, int i, int n_threads, int *begin, int *end);
+void gr_thread_share(int n, int unit, int i, int n_threads, int *begin, int *end);
 
 #endif

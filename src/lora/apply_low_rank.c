@@ -20,11 +20,11 @@ static void product_first(const gr_apply *a, const gr_part *p, int thread, int n
     const gr_module *m = p->module;
     int begin, end;
     if (p->n_rows >= 4 * n_threads) { /* many rows: each thread all of A, in whole tiles of rows */
-        gr_share(p->n_rows, 4, thread, n_threads, &begin, &end);
+        gr_thread_share(p->n_rows, 4, thread, n_threads, &begin, &end);
         a->kernels->down(t_of(p, begin), m, a->node.x, a->node.x_stride, p->rows + begin, p->factors + begin, end - begin, 0,
                          m->rank);
     } else {
-        gr_share(m->rank, 4, thread, n_threads, &begin, &end);
+        gr_thread_share(m->rank, 4, thread, n_threads, &begin, &end);
         a->kernels->down(p->t, m, a->node.x, a->node.x_stride, p->rows, p->factors, p->n_rows, begin, end);
     }
 }
@@ -32,7 +32,7 @@ static void product_first(const gr_apply *a, const gr_part *p, int thread, int n
 static void rows_first(const gr_apply *a, const gr_part *p, int thread, int n_threads) {
     const gr_module *m = p->module;
     int begin, end;
-    gr_share(p->n_rows, 1, thread, n_threads, &begin, &end);
+    gr_thread_share(p->n_rows, 1, thread, n_threads, &begin, &end);
     for (int i = begin; i < end; i++) {
         float *t = t_of(p, i), factor = m->scale * p->factors[i];
         gr_packed_read(t, m->type, m->a, (size_t)a->node.ids[p->rows[i]] * (size_t)m->stride_rank, m->rank);

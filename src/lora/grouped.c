@@ -87,6 +87,9 @@ static enum ggml_type type_of_b(const gr_module *m, float alpha) {
 #define OVERHEAD 4096
 
 uint64_t gr_grouped_size(const gr_adapter *a) {
+    if (gr_grouped_check(a, NULL)) {
+        return 0; /* there will be none */
+    }
     float alpha = common_alpha(a);
     uint64_t size = OVERHEAD;
     for (size_t i = 0; i < a->n_modules; i++) {
@@ -221,6 +224,17 @@ static int write_gguf(char **out, size_t *length, const gr_base_model *base, con
     return status;
 }
 
+/* ---- what libllama can do --------------------------------------------------------------------------------- */
+
+int gr_grouped_check(const gr_adapter *a, graft_error *err) {
+    if (!a->by_rows_only || a->no_effect) {
+        return 0;
+    }
+    return gr_fail(err, GRAFT_E_UNSUPPORTED_ADAPTER,
+                   "the adapter needs applying by rows, which is not possible here: grouped, libllama applies nothing but pairs of "
+                   "low-rank matrices to whole weights (no DoRA, biases, norms, embeddings or modules_to_save)");
+}
+
 /* ---- twins ---------------------------------------------------------------------------------------------- */
 
 static int make_twin(twin *out, const gr_base_model *base, const gr_adapter *a, graft_error *err) {
@@ -310,7 +324,8 @@ int gr_grouped_select(gr_grouped *g, struct llama_context *ctx, const gr_adapter
         if (set->adapters[i]->no_effect) { /* libllama need not multiply zeros, nor choke on an empty file */
             continue;
         }
-        int status = twin_of(&twins[n], g, set->adapters[i], err);
+        int status = gr_grouped_check(set->adapters[i], err);
+        status = status ? status : twin_of(&twins[n], g, set->adapters[i], err);
         if (status) {
             return status;
         }

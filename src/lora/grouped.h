@@ -18,9 +18,12 @@ int gr_grouped_create(gr_grouped **out, const gr_base_model *base, graft_error *
 /* Frees all twins: after the context, before the model. */
 void gr_grouped_free(gr_grouped *g);
 
+/* Whether libllama's adapters can do what this one does. Errors: UNSUPPORTED_ADAPTER. Any thread. */
+int gr_grouped_check(const gr_adapter *a, graft_error *err);
+
 /* Sets the context's adapters to `set` (NULL or empty: none), making twins as needed. Cheap if already set; else
  * libllama reserves its graph anew in the next decode. Call with NULL before decoding by rows.
- * Errors: OUT_OF_MEMORY, INTERNAL (libllama refused); the context's adapters are then as before. */
+ * Errors: OUT_OF_MEMORY, UNSUPPORTED_ADAPTER (gr_grouped_check), INTERNAL (libllama refused); the context's adapters are then as before. */
 int gr_grouped_select(gr_grouped *g, struct llama_context *ctx, const gr_adapter_set *set, graft_error *err);
 
 /* Bytes of all twins, as large as the GGUF files that they were made from. Any thread. */
