@@ -271,6 +271,34 @@ static void test_overflowing_adapter_fails_alone(void **state) {
     bed_close(b);
 }
 
+/* Where rows cannot be, or turn out not to be, who needs them fails and nobody else does. */
+static void test_adapter_that_needs_rows(void **state) {
+    (void)state;
+    for (int breaks = 0; breaks < 2; breaks++) {
+        bed *b = bed_open(64);
+        gr_adapter *plain = make_adapter(b, 0.05f, 1), *special = make_adapter(b, 0.05f, 2);
+        gr_adapter_set one = set_of(plain, NULL), needy = set_of(special, NULL), both = set_of(plain, special);
+        const gr_adapter_set *sets[SPANS] = {NULL, &one, NULL, NULL};
+        solo(b, sets, false, want);
+        special->by_rows_only = true;
+        gr_weight *w = &b->base->weights[special->modules[0].weight];
+        w->n_out += breaks; /* the hook finds another matrix than the table says */
+        gr_span spans[SPANS] = {span_of(b, 0, ROWS, NULL), span_of(b, 1, ROWS, &one), span_of(b, 2, ROWS, &needy),
+                                span_of(b, 3, 1, &both)};
+        assert_int_equal(gr_decoder_run(b->d, spans, SPANS, breaks, keep, b), !breaks);
+        check_span(b, &spans[0], want);
+        check_span(b, &spans[1], want);
+        assert_int_equal(spans[2].error.code, GRAFT_E_UNSUPPORTED_ADAPTER);
+        assert_int_equal(spans[3].error.code, GRAFT_E_UNSUPPORTED_ADAPTER);
+        assert_int_equal(b->delivered[2] + b->delivered[3], 0);
+        w->n_out -= breaks;
+        gr_decoder_forget_adapter(b->d, plain);
+        gr_random_adapter_free(plain);
+        gr_random_adapter_free(special);
+        bed_close(b);
+    }
+}
+
 /* ---- making it ------------------------------------------------------------------------------------------ */
 
 static void test_memory_failures(void **state) {
@@ -305,6 +333,7 @@ int main(void) {
         cmocka_unit_test(test_mixed_adapters),
         cmocka_unit_test(test_adapter_without_outputs),
         cmocka_unit_test(test_overflowing_adapter_fails_alone),
+        cmocka_unit_test(test_adapter_that_needs_rows),
         cmocka_unit_test(test_memory_failures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -205,10 +205,36 @@ static void test_refused(void **state) {
     gr_random_adapter_free(a);
 }
 
+/* What libllama cannot do is refused and leaves the context as it was. */
+static void test_by_rows_only(void **state) {
+    test_bed b;
+    graft_error err;
+    (void)state;
+    bed_open(&b, (test_options){.path = tiny_base("llama")});
+    gr_adapter *a = bed_adapter(&b, 4, GR_DTYPE_F32, 0.2f, 1), *other = bed_adapter(&b, 4, GR_DTYPE_F32, 0.2f, 2);
+    gr_adapter_set set = bed_set(a, 1.0f, NULL, 0), both = bed_set(a, 1.0f, other, 1.0f);
+    assert_int_equal(gr_grouped_select(b.grouped, b.ctx, &set, &err), 0);
+    other->by_rows_only = true;
+    assert_int_equal(gr_grouped_check(a, &err), 0);
+    assert_int_equal(gr_grouped_check(other, &err), GRAFT_E_UNSUPPORTED_ADAPTER);
+    assert_int_equal(gr_grouped_select(b.grouped, b.ctx, &both, &err), GRAFT_E_UNSUPPORTED_ADAPTER);
+    assert_non_null(strstr(err.message, "by rows"));
+    assert_int_equal(gr_grouped_size(other), 0);
+    uint64_t bytes = gr_grouped_bytes(b.grouped);
+    other->no_effect = true; /* nothing need be done */
+    assert_int_equal(gr_grouped_select(b.grouped, b.ctx, &both, &err), 0);
+    assert_true(gr_grouped_bytes(b.grouped) == bytes);
+    assert_true(difference(&b, &set) < 3e-5);
+    bed_close(&b);
+    gr_random_adapter_free(a);
+    gr_random_adapter_free(other);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_scales), cmocka_unit_test(test_many_later), cmocka_unit_test(test_switch),
         cmocka_unit_test(test_nothing), cmocka_unit_test(test_memory), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_by_rows_only),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
