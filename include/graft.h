@@ -489,7 +489,8 @@ typedef struct graft_logit_bias {
 
 typedef struct graft_request {
     size_t size;                 /* sizeof(graft_request), set by graft_request_default */
-    const graft_adapter_use *adapters; /* up to 8, their deltas add; of those that scale (DoRA) or replace one weight at most one; NULL = the base */
+    const graft_adapter_use *adapters; /* up to 8, their deltas add; one at most that scales (DoRA) or replaces a given weight;
+                                          NULL = the base */
     size_t n_adapters;
     const char *prompt;          /* raw text; exactly one of prompt, messages, tokens */
     const graft_message *messages; /* up to 4096, put into the model's chat template as libllama recognises it (it has no
