@@ -173,6 +173,12 @@ int gr_decoder_selftest(gr_decoder *d, bool *passed, char text[160], graft_error
 
 /* ---- one llama_decode --------------------------------------------------------------------------------- */
 
+/* The adapters of a part's row. */
+static const gr_adapter_set *set_of(const part *p, int row) {
+    const gr_span *span = p->span;
+    return span->active ? gr_activation_at(span->active, span->start + p->first + row) : NULL;
+}
+
 static bool wants_output(const part *p, int i) {
     return p->first + i >= p->span->n - p->span->n_outputs;
 }
@@ -186,7 +192,7 @@ static struct llama_batch fill_batch(gr_decoder *d, const part *parts, int n_par
             d->pos[rows] = span->start + parts[p].first + i;
             d->seq[rows] = span->seq;
             d->output[rows] = d->embed || wants_output(&parts[p], i);
-            d->sets[rows] = span->set;
+            d->sets[rows] = set_of(&parts[p], i);
         }
     }
     if ((uint64_t)rows > d->stats.largest_batch) {
@@ -296,12 +302,13 @@ static bool uses(const gr_adapter_set *set, const gr_adapter *a) {
     return false;
 }
 
-/* The hook says that `bad` produced something that is no number: the spans that use it fail, the rest runs again. */
+/* The hook says that `bad` produced something that is no number: the spans that used it fail, the rest runs again. A span's
+ * last row has all adapters of those before it. */
 static void recover_without(gr_decoder *d, part *parts, int n, const gr_adapter *bad, const graft_error *why) {
     undo(d, parts, n);
     bool found = false;
     for (int p = 0; p < n; p++) {
-        if (uses(parts[p].span->set, bad)) {
+        if (uses(set_of(&parts[p], parts[p].n - 1), bad)) {
             parts[p].span->error = *why;
             found = true;
         }
@@ -380,20 +387,40 @@ static bool same_set(const gr_adapter_set *a, const gr_adapter_set *b) {
     return true;
 }
 
-/* One decode for each set of adapters, in the order of their first rows. */
+/* Takes the rows off the part's beginning that have one set. */
+static part split_off(part *p) {
+    part head = *p;
+    int64_t until = p->span->active ? gr_activation_until(p->span->active, p->span->start + p->first) : GR_NEVER;
+    int64_t rows = until - (p->span->start + p->first);
+    head.n = rows < p->n ? (int)rows : p->n;
+    p->first += head.n;
+    p->n -= head.n;
+    return head;
+}
+
+/* Drops the parts of which nothing is left to do; returns how many remain. */
+static int drop_done(part *parts, int n) {
+    int kept = 0;
+    for (int p = 0; p < n; p++) {
+        if (parts[p].n > 0) {
+            parts[kept++] = parts[p];
+        }
+    }
+    return drop_failed(parts, kept);
+}
+
+/* One decode for each set of adapters, in the order of their first rows. Rows of one span whose sets differ take turns, in
+ * their order. */
 static void run_grouped(gr_decoder *d, part *parts, int n) {
     part group[GR_MAX_SLOTS];
-    while (n > 0) {
-        const gr_adapter_set *set = parts->span->set;
-        int n_group = 0, rest = 0;
+    for (n = drop_done(parts, n); n > 0; n = drop_done(parts, n)) {
+        const gr_adapter_set *set = set_of(parts, 0);
+        int n_group = 0;
         for (int p = 0; p < n; p++) {
-            if (same_set(set, parts[p].span->set)) {
-                group[n_group++] = parts[p];
-            } else {
-                parts[rest++] = parts[p];
+            if (same_set(set, set_of(&parts[p], 0))) {
+                group[n_group++] = split_off(&parts[p]);
             }
         }
-        n = rest;
         graft_error why = {0};
         note_adapters(d, set ? set->n : 0);
         if (gr_grouped_select(d->grouped, d->ctx, set, &why)) {

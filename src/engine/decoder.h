@@ -7,7 +7,7 @@
 #define GR_DECODER_H
 
 #include "base/log.h"
-#include "lora/row_plan.h"
+#include "engine/activation.h"
 #include "model/base_model.h"
 
 typedef struct gr_decoder gr_decoder;
@@ -28,7 +28,7 @@ typedef struct gr_span {
     int n_outputs;            /* the last so many rows give logits */
     bool embed;               /* they give the model's last hidden state instead. All spans of a step alike, and each row
                                  then counts as one with outputs: libllama computes all or none */
-    const gr_adapter_set *set;
+    const gr_activation *active; /* adapters, by position; NULL: the base */
     graft_error error;        /* out: code 0, or why the span's rows are not in the KV cache */
     void *user;
 } gr_span;

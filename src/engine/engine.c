@@ -333,7 +333,7 @@ static int take_runnable(gr_engine *e, graft_job **jobs, graft_job **probe) {
 /* Makes the job's key; false if it shares nothing. */
 static bool key_of(const gr_engine *e, const graft_job *job, gr_prefix_key *key) {
     return job->spec.kind == GR_JOB_GENERATE && job->spec.cache_prompt && e->sharing != GR_SHARE_NOTHING &&
-           gr_prefix_key_make(key, &job->spec.adapters, job->spec.cache_domain);
+           gr_prefix_key_make(key, &job->spec.adapters, job->starts, job->spec.cache_domain);
 }
 
 /* How far those that run have come. */
@@ -342,6 +342,18 @@ static void note_progress(gr_engine *e) {
         const gr_sequence *s = &e->slots[i];
         if (s->job) {
             e->prefixes[i].n = s->shares && !s->suspect ? s->n_past : 0;
+        }
+    }
+}
+
+/* Nobody else would say so: the request is answered, by the base. */
+static void log_idle_adapters(const gr_engine *e, const graft_job *job) {
+    for (int i = 0; i < job->spec.adapters.n; i++) {
+        if (job->starts[i] == GR_NEVER) {
+            graft_log_entry about = {.level = GRAFT_LOG_INFO, .request = job->id,
+                                     .generation = job->spec.adapters.adapters[i]->generation};
+            gr_log_about(e->options.log, &about, "request %llu: the prompt does not have the adapter's invocation tokens, so it does nothing",
+                         (unsigned long long)job->id);
         }
     }
 }
@@ -366,6 +378,7 @@ static void enter_slot(gr_engine *e, graft_job *job, const gr_placement *at, con
         p->key = *key;
     }
     e->n_active++;
+    log_idle_adapters(e, job);
     gr_job_start(job);
 }
 
@@ -420,11 +433,13 @@ static void admit(gr_engine *e, graft_job *jobs, graft_job *probe) {
     jobs = equip(e, jobs);
     for (graft_job *job = jobs; job; job = job->next) {
         job->age = ++e->admitted;
+        gr_job_activate(job);
     }
     place(e, place(e, jobs, true), false);
     if (probe) {
         gr_placement last = {e->options.slots, -1, 0};
         probe->age = ++e->admitted;
+        gr_job_activate(probe);
         enter_slot(e, probe, &last, NULL);
     }
 }
@@ -736,8 +751,9 @@ static uint64_t count_adapters(const gr_engine *e, int n_spans) {
     const gr_adapter *seen[GR_MAX_SLOTS * GR_MAX_USES];
     int n = 0;
     for (int i = 0; i < n_spans; i++) {
-        const gr_adapter_set *set = e->spans[i].set;
-        for (int k = 0; set && k < set->n; k++) {
+        const gr_span *span = &e->spans[i];
+        const gr_adapter_set *set = gr_activation_at(span->active, span->start + span->n - 1); /* the others are part of it */
+        for (int k = 0; k < set->n; k++) {
             int at = 0;
             while (at < n && seen[at] != set->adapters[k]) {
                 at++;

@@ -216,6 +216,13 @@ void gr_job_equip(graft_job *job) {
     job->equipped = gr_now_us();
 }
 
+void gr_job_activate(graft_job *job) {
+    const gr_job_spec *spec = &job->spec;
+    for (int i = 0; i < spec->adapters.n; i++) {
+        job->starts[i] = spec->probe ? 0 : gr_activation_start(spec->adapters.adapters[i], spec->tokens, spec->n_tokens);
+    }
+}
+
 void gr_job_start(const graft_job *job) {
     const gr_want *want = job->supply ? gr_supply_want(job->supply, 0) : NULL;
     graft_start start = {.project = want ? want->project : "",

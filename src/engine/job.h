@@ -5,6 +5,7 @@
 #ifndef GR_JOB_H
 #define GR_JOB_H
 
+#include "engine/activation.h"
 #include "engine/engine.h"
 #include "engine/supply.h"
 #include "engine/sampler.h"
@@ -19,6 +20,7 @@ struct graft_job {
     uint64_t id;
     gr_job_spec spec;
     gr_supply *supply;     /* adapters by name, or NULL; until it concludes */
+    int starts[GR_MAX_USES]; /* where each of spec.adapters begins to act; once they are all there: gr_job_activate */
     int64_t equipped;      /* gr_now_us when its adapters were there; 0 = not yet */
     gr_sampler *sampler;   /* GENERATE */
     gr_text text;
@@ -54,6 +56,8 @@ int gr_job_check_adapters(const gr_job_spec *spec, const gr_supply *supply, cons
 
 /* The supply is ready: puts its adapters into the spec's set, notes generation and fallback. */
 void gr_job_equip(graft_job *job);
+/* The adapters are there: looks in the prompt for where each begins to act. A probe's act at once: it is to show what they do. */
+void gr_job_activate(graft_job *job);
 /* The job is in a slot: says so to on_start. */
 void gr_job_start(const graft_job *job);
 /* Fills the result, releases adapters, leases and sampler. The decode thread's. */

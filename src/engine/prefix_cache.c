@@ -6,40 +6,60 @@
 
 /* ---- keys ---------------------------------------------------------------------------------------------- */
 
-static int by_generation(const void *a, const void *b) {
+static int by_start(const void *a, const void *b) {
     const gr_prefix_use *x = a, *y = b;
-    int order = strcmp(x->generation, y->generation);
+    int order = (x->start > y->start) - (x->start < y->start);
+    order = order ? order : strcmp(x->generation, y->generation);
     return order ? order : (x->scale > y->scale) - (x->scale < y->scale);
 }
 
-bool gr_prefix_key_make(gr_prefix_key *key, const gr_adapter_set *set, uint64_t domain) {
+bool gr_prefix_key_make(gr_prefix_key *key, const gr_adapter_set *set, const int *starts, uint64_t domain) {
     memset(key, 0, sizeof *key);
     key->domain = domain;
     for (int i = 0; i < set->n; i++) {
         const char *generation = set->adapters[i]->generation;
+        int start = starts ? starts[i] : 0;
+        if (start == GR_NEVER) {
+            continue;
+        }
         if (!generation[0]) {
             return false;
         }
-        memcpy(key->uses[i].generation, generation, sizeof key->uses[i].generation);
-        key->uses[i].scale = set->scales[i];
+        gr_prefix_use *use = &key->uses[key->n++];
+        memcpy(use->generation, generation, sizeof use->generation);
+        use->scale = set->scales[i];
+        use->start = start;
     }
-    key->n = set->n;
-    qsort(key->uses, (size_t)key->n, sizeof *key->uses, by_generation);
+    qsort(key->uses, (size_t)key->n, sizeof *key->uses, by_start);
     return true;
 }
 
-bool gr_prefix_key_equal(const gr_prefix_key *a, const gr_prefix_key *b) {
-    bool same = a->n == b->n && a->domain == b->domain;
-    for (int i = 0; i < a->n && same; i++) {
-        same = by_generation(&a->uses[i], &b->uses[i]) == 0;
+static int start_of(const gr_prefix_key *key, int i) {
+    return i < key->n ? key->uses[i].start : GR_NEVER;
+}
+
+/* Both are sorted alike, so the first use that one has and the other has not is where they part. */
+int gr_prefix_key_same_until(const gr_prefix_key *a, const gr_prefix_key *b) {
+    if (a->domain != b->domain) {
+        return 0;
     }
-    return same;
+    int i = 0;
+    while (i < a->n && i < b->n && by_start(&a->uses[i], &b->uses[i]) == 0) {
+        i++;
+    }
+    int x = start_of(a, i), y = start_of(b, i);
+    return x < y ? x : y;
 }
 
 /* ---- matching ------------------------------------------------------------------------------------------ */
 
-static int common(const gr_prefix *p, const llama_token *tokens, int n_tokens, bool whole) {
-    int most = p->n < n_tokens - 1 ? p->n : n_tokens - 1, n = 0;
+static int min_int(int a, int b) {
+    return a < b ? a : b;
+}
+
+/* So many of the request's tokens are what the slot has in the cache. */
+static int common(const gr_prefix *p, const gr_prefix_key *key, const llama_token *tokens, int n_tokens, bool whole) {
+    int most = min_int(min_int(p->n, n_tokens - 1), gr_prefix_key_same_until(&p->key, key)), n = 0;
     while (n < most && p->tokens[n] == tokens[n]) {
         n++;
     }
@@ -67,12 +87,10 @@ gr_placement gr_prefix_place(const gr_prefix *slots, int n_slots, const gr_prefi
                              int n_tokens, bool whole) {
     int source = -1, n = 0;
     for (int i = 0; key && i < n_slots; i++) {
-        if (slots[i].n > 0 && gr_prefix_key_equal(&slots[i].key, key)) {
-            int found = common(&slots[i], tokens, n_tokens, whole);
-            bool better = found > n || (found == n && n > 0 && continues(&slots[i], n) && !continues(&slots[source], n));
-            source = better ? i : source;
-            n = better ? found : n;
-        }
+        int found = common(&slots[i], key, tokens, n_tokens, whole);
+        bool better = found > n || (found == n && n > 0 && continues(&slots[i], n) && !continues(&slots[source], n));
+        source = better ? i : source;
+        n = better ? found : n;
     }
     gr_placement at = {oldest_free(slots, n_slots), source, n};
     if (n > 0 && continues(&slots[source], n)) {

@@ -2,32 +2,33 @@
  * What each slot's part of the KV cache holds, and where a new request should go so that least is computed anew. Pure: a function
  * of its arguments, tested by tables.
  *
- * The cache depends on the tokens and on what was added to the base's products, so a prefix is good only for the same adapters
- * with the same scales. Those are told by generation, the hash of an adapter's files: names change their meaning, and addresses
- * are used again.
+ * The cache depends on the tokens and on what was added to the base's products, so a prefix is good only as far as the same
+ * adapters acted with the same scales. Those are told by generation, the hash of an adapter's files: names change their meaning,
+ * and addresses are used again. Where an activated adapter does not act yet (activation.h) the cache is that of the others, or of
+ * the base: what lies before the invocations is shared among all that are asked about it.
  */
 #ifndef GR_PREFIX_CACHE_H
 #define GR_PREFIX_CACHE_H
 
-#include "lora/row_plan.h"
-
-#include <llama.h>
+#include "engine/activation.h"
 
 typedef struct gr_prefix_use {
     char generation[65];
     float scale;
+    int start; /* the position from which it acts */
 } gr_prefix_use;
 
-/* Sorted by generation, then scale. */
+/* What acts at which position. Sorted by start, generation, scale; without those that never act. */
 typedef struct gr_prefix_key {
     gr_prefix_use uses[GR_MAX_USES];
     int n;
     uint64_t domain; /* graft_request.cache_domain */
 } gr_prefix_key;
 
-/* False if an adapter has no generation, so that nothing is known to be the same. */
-bool gr_prefix_key_make(gr_prefix_key *key, const gr_adapter_set *set, uint64_t domain);
-bool gr_prefix_key_equal(const gr_prefix_key *a, const gr_prefix_key *b);
+/* False if an adapter has no generation, so that nothing is known to be the same. `starts` as for gr_activation_make. */
+bool gr_prefix_key_make(gr_prefix_key *key, const gr_adapter_set *set, const int *starts, uint64_t domain);
+/* The first position at which not the same acts for both; GR_NEVER if the same acts throughout. */
+int gr_prefix_key_same_until(const gr_prefix_key *a, const gr_prefix_key *b);
 
 /* What one slot has in the cache. */
 typedef struct gr_prefix {

@@ -9,6 +9,7 @@
 void gr_sequence_start(gr_sequence *s, graft_job *job, int n_cached) {
     *s = (gr_sequence){.slot = s->slot, .tokens = s->tokens, .job = job, .age = job->age, .n_known = job->spec.n_tokens,
                        .n_past = n_cached};
+    gr_activation_make(&s->active, &job->spec.adapters, job->starts);
     job->result.cached_tokens = n_cached;
     memcpy(s->tokens, job->spec.tokens, (size_t)job->spec.n_tokens * sizeof *s->tokens);
 }
@@ -28,7 +29,7 @@ gr_span gr_sequence_span(gr_sequence *s, int rows) {
     int end = s->n_past + rows;
     s->verdict = GR_NO_LOGITS;
     gr_span span = {.seq = s->slot, .start = s->n_past, .tokens = s->tokens + s->n_past, .n = rows,
-                    .set = &s->job->spec.adapters, .user = s};
+                    .active = &s->active, .user = s};
     span.embed = s->job->spec.kind == GR_JOB_EMBED;
     if (s->job->spec.kind != GR_JOB_GENERATE) {
         int first = s->n_past > s->n_scored ? s->n_past : s->n_scored;
@@ -77,7 +78,7 @@ static void end_with_error(gr_sequence *s, const graft_error *error) {
 void gr_sequence_convict(gr_sequence *s) {
     graft_error error;
     gr_fail(&error, GRAFT_E_NON_FINITE_OUTPUT, "the logits hold NaN or infinity; %s",
-            s->job->spec.adapters.n ? "the adapter's values are too large for this base" : "the base alone does that");
+            gr_activation_all(&s->active)->n ? "the adapter's values are too large for this base" : "the base alone does that");
     end_with_error(s, &error);
 }
 

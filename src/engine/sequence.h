@@ -2,6 +2,7 @@
 #ifndef GR_SEQUENCE_H
 #define GR_SEQUENCE_H
 
+#include "engine/activation.h"
 #include "engine/decoder.h"
 #include "engine/job.h"
 #include "engine/scheduler.h"
@@ -19,6 +20,7 @@ typedef struct gr_sequence {
     int slot;            /* libllama's sequence id */
     llama_token *tokens; /* [context], the slot's */
     int n_known, n_past;
+    gr_activation active; /* the job's adapters */
     int n_scored;        /* SCORE, EMBED: tokens whose outputs were taken */
     uint64_t age, served;
     gr_verdict verdict;  /* on this step's logits */

@@ -21,6 +21,7 @@ typedef struct bed {
     gr_base_model *base;
     gr_decoder *d;
     llama_token tokens[SPANS][ROWS];
+    gr_activation active[SPANS];
     float logits[SPANS][ROWS][N_VOCAB];
     int delivered[SPANS];
 } bed;
@@ -53,7 +54,12 @@ static void bed_close(bed *b) {
 
 /* A span over all rows of sequence s, the last n_outputs with logits. */
 static gr_span span_of(bed *b, int s, int n_outputs, const gr_adapter_set *set) {
-    return (gr_span){.seq = s, .tokens = b->tokens[s], .n = ROWS, .n_outputs = n_outputs, .set = set};
+    gr_span span = {.seq = s, .tokens = b->tokens[s], .n = ROWS, .n_outputs = n_outputs};
+    if (set) {
+        gr_activation_make(&b->active[s], set, NULL);
+        span.active = &b->active[s];
+    }
+    return span;
 }
 
 static void keep(void *user, gr_span *span, int row, int count, const float *logits) {
@@ -299,6 +305,87 @@ static void test_adapter_that_needs_rows(void **state) {
     }
 }
 
+/* Rows of one span with different sets: as if they came one after the other in spans of their own. */
+static void test_sets_by_position(void **state) {
+    (void)state;
+    bed *b = bed_open(64);
+    gr_adapter *a = make_adapter(b, 0.05f, 1), *c = make_adapter(b, 0.05f, 2);
+    gr_adapter_set one = set_of(a, NULL), both = set_of(a, c);
+    static const int starts[SPANS][2] = {{0, 5}, {3, 3}, {1, 6}, {7, GR_NEVER}};
+    forget_all(b);
+    for (int s = 0; s < SPANS; s++) {
+        for (int i = 0; i < ROWS; i++) {
+            gr_span span = {.seq = s, .start = i, .tokens = b->tokens[s] + i, .n = 1, .n_outputs = 1};
+            gr_activation now;
+            gr_adapter_set set = {.n = 0};
+            for (int u = 0; u < both.n; u++) {
+                if (starts[s][u] <= i) {
+                    set.adapters[set.n] = both.adapters[u];
+                    set.scales[set.n++] = both.scales[u];
+                }
+            }
+            gr_activation_make(&now, &set, NULL);
+            span.active = &now;
+            b->delivered[s] = 0;
+            assert_true(gr_decoder_run(b->d, &span, 1, true, keep, b));
+            memcpy(want[s][i], b->logits[s][i], sizeof want[s][i]);
+        }
+    }
+    for (int rows = 0; rows < 2; rows++) {
+        forget_all(b);
+        gr_span spans[SPANS + 1];
+        for (int s = 0; s < SPANS; s++) {
+            spans[s] = span_of(b, s, s == 1 ? 3 : ROWS, &both);
+            gr_activation_make(&b->active[s], &both, starts[s]);
+        }
+        /* One that has `one` from the beginning comes first: the others' rows with that set must wait for their earlier ones. */
+        gr_span first = spans[3];
+        gr_activation_make(&b->active[3], &one, (int[]){0});
+        first.n_outputs = 0;
+        spans[3] = spans[0];
+        spans[0] = first;
+        assert_true(gr_decoder_run(b->d, spans, SPANS, rows, keep, b));
+        for (int s = 1; s < SPANS; s++) {
+            check_span(b, &spans[s], want);
+        }
+        spans[0] = span_of(b, 3, ROWS, &both);
+        gr_activation_make(&b->active[3], &both, starts[3]);
+        gr_decoder_forget_sequence(b->d, 3);
+        assert_true(gr_decoder_run(b->d, spans, 1, rows, keep, b));
+        check_span(b, &spans[0], want);
+        assert_int_equal(gr_decoder_get_stats(b->d).retried_steps, 0);
+    }
+    gr_decoder_forget_adapter(b->d, a);
+    gr_decoder_forget_adapter(b->d, c);
+    gr_random_adapter_free(a);
+    gr_random_adapter_free(c);
+    bed_close(b);
+}
+
+/* Who has an adapter that overflows, but not yet in this step, is not blamed. */
+static void test_not_yet_guilty(void **state) {
+    (void)state;
+    bed *b = bed_open(64);
+    gr_adapter *huge = make_adapter(b, 1e25f, 2);
+    gr_adapter_set bad = set_of(huge, NULL);
+    solo(b, NULL, true, want);
+    for (int rows = 0; rows < 2; rows++) {
+        forget_all(b);
+        gr_span spans[2] = {span_of(b, 0, ROWS, &bad), span_of(b, 1, 1, &bad)};
+        gr_activation_make(&b->active[0], &bad, (int[]){ROWS}); /* with the first token of the next step */
+        gr_activation_make(&b->active[1], &bad, (int[]){ROWS - 1});
+        assert_true(gr_decoder_run(b->d, spans, rows ? 2 : 1, rows, keep, b)); /* grouped, only its logits tell */
+        check_span(b, &spans[0], want);
+        if (rows) {
+            assert_int_equal(spans[1].error.code, GRAFT_E_NON_FINITE_OUTPUT);
+            assert_int_equal(b->delivered[1], 0);
+        }
+    }
+    gr_decoder_forget_adapter(b->d, huge);
+    gr_random_adapter_free(huge);
+    bed_close(b);
+}
+
 /* ---- making it ------------------------------------------------------------------------------------------ */
 
 static void test_memory_failures(void **state) {
@@ -334,6 +421,8 @@ int main(void) {
         cmocka_unit_test(test_adapter_without_outputs),
         cmocka_unit_test(test_overflowing_adapter_fails_alone),
         cmocka_unit_test(test_adapter_that_needs_rows),
+        cmocka_unit_test(test_sets_by_position),
+        cmocka_unit_test(test_not_yet_guilty),
         cmocka_unit_test(test_memory_failures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
