@@ -378,7 +378,7 @@ static question random_question(void) {
 static uint64_t wave(gr_engine *cold, gr_engine *e, int n) {
     question questions[12];
     answer want[12], got[12];
-    graft_job *jobs[12];
+    graft_job *jobs[12] = {NULL};
     uint64_t cached = 0;
     for (int i = 0; i < n; i++) {
         questions[i] = random_question();
