@@ -28,6 +28,7 @@ enum cli_status { CLI_GO = -1, CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_IN
 int cmd_run(int argc, char **argv);
 int cmd_score(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
+int cmd_convert(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_bench_loader(int argc, char **argv);
 int cmd_bench_cache(int argc, char **argv);

@@ -156,7 +156,7 @@ extern "C" {
     X(-167, CONFLICT, "conflict", 409, "the name is taken, or what was expected is not so")                 \
     X(-168, REGISTRY_INVALID, "registry_invalid", 500, "the registry file is damaged or of a newer version") \
     X(-169, REGISTRY_BUSY, "registry_busy", 503, "another process holds the registry")                      \
-    X(-170, STORAGE_FULL, "storage_full", 507, "the registry could not be written")                         \
+    X(-170, STORAGE_FULL, "storage_full", 507, "a file could not be written: no room, or not allowed")                         \
     X(-171, BAD_SETTING, "bad_setting", 400, "a setting that is unknown or outside its range")              \
     X(-172, OUTSIDE_ROOT, "outside_root", 422, "leads out of the folder that adapters may come from")
 
@@ -1124,6 +1124,40 @@ typedef struct graft_scan_summary {
  */
 GRAFT_API int graft_registry_scan(graft_registry *r, const char *path, graft_scan_fn fn, void *user,
                                   graft_scan_summary *out, graft_error *err);
+
+/* ---- adapters as files --------------------------------------------------------------------------------- */
+
+typedef enum graft_adapter_format { GRAFT_FORMAT_OTHER, GRAFT_FORMAT_GGUF, GRAFT_FORMAT_PEFT } graft_adapter_format;
+
+/* Types of the matrices in a file. KEEP: those of the source, wherever it can be. */
+typedef enum graft_export_type { GRAFT_EXPORT_KEEP, GRAFT_EXPORT_F32, GRAFT_EXPORT_F16 } graft_export_type;
+
+typedef struct graft_convert_options {
+    size_t size;              /* sizeof(graft_convert_options), set by graft_convert_options_default */
+    const char *model;        /* path of the base model's GGUF: names, shapes and row orders are its; required */
+    const char *adapter;      /* a PEFT folder or a GGUF adapter; required */
+    const char *out;          /* the file or folder to make; required */
+    graft_adapter_format to;  /* OTHER: a folder becomes a GGUF file, a GGUF file a folder (OTHER) */
+    graft_export_type type;   /* (KEEP) */
+    bool replace;             /* what is at `out` goes: a file, or a folder that holds nothing but an adapter (false) */
+    uint64_t max_adapter_bytes; /* (4 GiB) */
+    graft_log_fn log;         /* called on this thread; NULL = silent */
+    void *log_user;
+    graft_progress_fn progress; /* called on this thread; false gives up. NULL = none */
+    void *progress_user;
+} graft_convert_options;
+
+/* The defaults in brackets above. */
+GRAFT_API graft_convert_options graft_convert_options_default(void);
+
+/*
+ * Writes an adapter in another form that computes the same, or refuses. `out` appears when it is whole, and on failure not at
+ * all. Of the base only names and shapes are read. What becomes what: docs/convert.md.
+ * Errors: BAD_REQUEST (an option; `out` is the adapter itself), those of opening a model and an adapter; UNSUPPORTED_ADAPTER and
+ * UNSUPPORTED_TARGET (it has no place in that form; which, and why), OUT_OF_RANGE (a number that float16 cannot hold), CONFLICT (`out`
+ * exists), STORAGE_FULL (it cannot be written), CANCELLED.
+ */
+GRAFT_API int graft_adapter_convert(const graft_convert_options *options, graft_error *err);
 
 /* ---- choosing a policy -------------------------------------------------------------------------------- */
 
