@@ -25,6 +25,7 @@ static const struct {
     {"score", cmd_score, "log-probability of each token of a text, and its perplexity"},
     {"inspect", cmd_inspect, "what an adapter would change, or every reason why it cannot be loaded"},
     {"convert", cmd_convert, "an adapter in another form: PEFT folder to GGUF file, and back"},
+    {"merge", cmd_merge, "a base model and adapters as one new model, in a type of choice"},
     {"bench", cmd_bench, "speed of mixed adapters against the base and libllama's own adapters"},
     {"bench-loader", cmd_bench_loader, "what loading, leasing and evicting adapters costs, beside libllama's own loading"},
     {"bench-cache", cmd_bench_cache, "which eviction policy suits a workload, or a trace of your own"},

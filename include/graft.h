@@ -1125,7 +1125,7 @@ typedef struct graft_scan_summary {
 GRAFT_API int graft_registry_scan(graft_registry *r, const char *path, graft_scan_fn fn, void *user,
                                   graft_scan_summary *out, graft_error *err);
 
-/* ---- adapters as files --------------------------------------------------------------------------------- */
+/* ---- adapters as files, and in a model ----------------------------------------------------------------- */
 
 typedef enum graft_adapter_format { GRAFT_FORMAT_OTHER, GRAFT_FORMAT_GGUF, GRAFT_FORMAT_PEFT } graft_adapter_format;
 
@@ -1158,6 +1158,43 @@ GRAFT_API graft_convert_options graft_convert_options_default(void);
  * exists), STORAGE_FULL (it cannot be written), CANCELLED.
  */
 GRAFT_API int graft_adapter_convert(const graft_convert_options *options, graft_error *err);
+
+typedef struct graft_merge_use {
+    const char *adapter; /* path: a PEFT folder or a GGUF adapter */
+    float factor;        /* -100 to 100; 0 leaves it out */
+} graft_merge_use;
+
+#define GRAFT_MERGE_ADAPTERS 64 /* most at once */
+
+typedef struct graft_merge_options {
+    size_t size;         /* sizeof(graft_merge_options), set by graft_merge_options_default */
+    const char *model;   /* path of the base model's GGUF, of a split one the first part; required */
+    const graft_merge_use *adapters;
+    size_t n_adapters;   /* at least 1 */
+    const char *out;     /* the GGUF to make; required */
+    const char *type;    /* of the weights: "same" (each its own), "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0",
+                            "q4_k", "q4_1", "q4_0", "q3_k", "q2_k" ("same") */
+    int threads;         /* 1 to 512; 0 = one per physical core (0) */
+    bool replace;        /* a file at `out` goes (false) */
+    uint64_t max_adapter_bytes; /* (4 GiB) */
+    graft_log_fn log;    /* NULL = silent */
+    void *log_user;
+    graft_progress_fn progress; /* called on this thread; false gives up. NULL = none */
+    void *progress_user;
+} graft_merge_options;
+
+/* The defaults in brackets above. */
+GRAFT_API graft_merge_options graft_merge_options_default(void);
+
+/*
+ * Writes a new model: the base with the adapters' changes in its weights, W' = W + factor scale B A, with all of the base's keys.
+ * Sums are of float32 numbers; what no adapter changes is copied byte for byte if the type is "same". libllama opens the result
+ * before `out` appears. Memory: the adapters in float32, and about 100 MiB.
+ * Errors: BAD_REQUEST (an option; `out` is the base), those of opening a model and an adapter, UNSUPPORTED_ADAPTER (no weights express
+ * it; which, and why), UNSUPPORTED_MODEL (libllama would not open the result), NON_FINITE, OUT_OF_RANGE (a number that the type cannot
+ * hold), CONFLICT (`out` exists), STORAGE_FULL, CANCELLED.
+ */
+GRAFT_API int graft_model_merge(const graft_merge_options *options, graft_error *err);
 
 /* ---- choosing a policy -------------------------------------------------------------------------------- */
 
