@@ -1,10 +1,24 @@
 """Which adapters are made for which base.
 
-A case is a LoraConfig (as keyword arguments) and how its file is written. `refused` names the kind of an
-adapter that graft may answer with an error; if it serves it nevertheless, the logits must be right.
+A case is a LoraConfig (as keyword arguments) and how its file is written; `kind` names what is special about it.
 """
 from dataclasses import dataclass, field, replace
 from typing import Any, Optional
+
+# Kinds that graft refuses on purpose, and the error that it gives. Serving one is right only if the logits are.
+REFUSED_FOR_EVER = {
+    "layer_replication": "unsupported_adapter",
+    "pissa": "base_modified",
+    "olora": "base_modified",
+    "resized_vocabulary": "wrong_shape",
+    "peft_type": "unsupported_adapter",
+    "target_parameters": "unsupported_adapter",
+}
+# Kinds that may be refused with any error until graft applies them. The manifest has both lists.
+NOT_YET = [
+    "dora", "dora_embedding", "lora_bias", "bias", "lm_head", "embed_tokens", "ensure_weight_tying", "modules_to_save",
+    "trainable_token_indices", "alora", "split", "fused", "gptneox", "mlx", "gguf_embedding", "resized_vocabulary",
+]
 
 QV = ["q_proj", "v_proj"]
 
@@ -22,7 +36,7 @@ class Case:
     config: dict = field(default_factory=dict)
     dtype: str = "float32"              # of the tensors in the file
     alpha_order: Optional[list] = None  # rewrites alpha_pattern in the file in this order
-    refused: Optional[str] = None       # kind of the adapter, if it may be refused
+    kind: Optional[str] = None          # what is special about it: see REFUSED_FOR_EVER and NOT_YET
     save: dict = field(default_factory=dict)
     family: str = "LORA"
     logits: bool = True
@@ -60,44 +74,77 @@ FULL = [
     Case("rank16", "rank 16, q_proj and up_proj", cfg(r=16, lora_alpha=16, target_modules=["q_proj", "up_proj"])),
 ]
 
-DORA = Case("dora", "use_dora", cfg(use_dora=True), refused="dora")
+DORA = Case("dora", "use_dora", cfg(use_dora=True), kind="dora")
 LORA_BIAS = Case("lora-bias", "lora_bias: a bias on B", cfg(
-    lora_bias=True, target_modules=["q_proj", "k_proj", "v_proj", "down_proj"]), refused="lora_bias")
-LM_HEAD = Case("lm-head", "q_proj and lm_head", cfg(target_modules=["q_proj", "lm_head"]), refused="lm_head",
+    lora_bias=True, target_modules=["q_proj", "k_proj", "v_proj", "down_proj"]), kind="lora_bias")
+LM_HEAD = Case("lm-head", "q_proj and lm_head", cfg(target_modules=["q_proj", "lm_head"]), kind="lm_head",
                save=dict(save_embedding_layers=False))
 EMBED = Case("embed", "q_proj and embed_tokens", cfg(target_modules=["q_proj", "embed_tokens"]),
-             refused="embed_tokens", save=dict(save_embedding_layers=False))
+             kind="embed_tokens", save=dict(save_embedding_layers=False))
+HEAD_EMBED = Case("lm-head-embed", "q_proj, lm_head and embed_tokens, with alpha_pattern", cfg(
+    target_modules=["q_proj", "lm_head", "embed_tokens"], alpha_pattern={"embed_tokens": 3, "lm_head": 5}),
+    kind="lm_head", save=dict(save_embedding_layers=False))
+EMBED_COPY = Case("embed-copy", "embed_tokens, with the base's own embedding saved beside it as PEFT does by default",
+                  cfg(target_modules=["q_proj", "embed_tokens"]), kind="embed_tokens")
+TOKENS = Case("trainable-tokens", "trainable_token_indices 11 and 42", cfg(
+    target_modules=QV, trainable_token_indices=[11, 42]), kind="trainable_token_indices")
+
+
+def saved(name, *modules, **more):
+    return Case("modules-to-save" + name, f"modules_to_save: {', '.join(modules)}", cfg(
+        target_modules=QV, modules_to_save=list(modules), **more), kind="modules_to_save")
+
+
+SAVED = [
+    saved("-embed", "embed_tokens"),
+    saved("-head-embed", "lm_head", "embed_tokens"),
+    saved("-input-norm", "input_layernorm"),
+]
+# With ensure_weight_tying PEFT gives a tied head the embedding's adapter, and writes the head's tensors, too.
+TIED = [
+    Case("embed-tied", "embed_tokens with ensure_weight_tying: the tied head has the adapter, too", cfg(
+        target_modules=["q_proj", "embed_tokens"], ensure_weight_tying=True), kind="ensure_weight_tying",
+        save=dict(save_embedding_layers=False)),
+    replace(saved("-embed-tied", "embed_tokens", ensure_weight_tying=True),
+            words="modules_to_save: embed_tokens, with ensure_weight_tying: the tied head, too",
+            kind="ensure_weight_tying"),
+]
+DORA_EMBED = Case("dora-embed", "use_dora on q_proj, lm_head and embed_tokens: an embedding's magnitudes go by feature",
+                  cfg(use_dora=True, target_modules=["q_proj", "lm_head", "embed_tokens"]), kind="dora_embedding",
+                  save=dict(save_embedding_layers=False))
+ALORA = Case("alora", "alora_invocation_tokens 72, 105: active from there on", cfg(
+    target_modules=["q_proj", "k_proj", "v_proj", "down_proj"], alora_invocation_tokens=[72, 105]), kind="alora")
 
 LLAMA_OTHERS = [
     DORA,
     Case("dora-rslora", "use_dora with use_rslora and alpha_pattern", cfg(
-        use_dora=True, use_rslora=True, alpha_pattern={"k_proj": 3, "mlp.*": 2}), refused="dora"),
+        use_dora=True, use_rslora=True, alpha_pattern={"k_proj": 3, "mlp.*": 2}), kind="dora"),
     LORA_BIAS,
     LM_HEAD,
     EMBED,
-    Case("embed-copy", "embed_tokens, with the base's own embedding saved beside it as PEFT does by default",
-         cfg(target_modules=["q_proj", "embed_tokens"]), refused="embed_tokens"),
+    HEAD_EMBED,
+    DORA_EMBED,
+    *TIED,
+    *SAVED,
+    EMBED_COPY,
     Case("modules-to-save", "modules_to_save: a whole lm_head", cfg(
-        target_modules=QV, modules_to_save=["lm_head"]), refused="modules_to_save"),
+        target_modules=QV, modules_to_save=["lm_head"]), kind="modules_to_save"),
     Case("modules-to-save-norm", "modules_to_save: norm", cfg(
-        target_modules=QV, modules_to_save=["norm"]), refused="modules_to_save"),
-    Case("trainable-tokens", "trainable_token_indices 11 and 42", cfg(
-        target_modules=QV, trainable_token_indices=[11, 42]), refused="trainable_token_indices"),
+        target_modules=QV, modules_to_save=["norm"]), kind="modules_to_save"),
+    TOKENS,
     Case("layer-replication", "layer_replication: layer 1 twice", cfg(
-        target_modules=QV, layer_replication=[[0, 2], [1, 2]]), refused="layer_replication"),
-    Case("alora", "alora_invocation_tokens 72, 105: active from there on", cfg(
-        target_modules=["q_proj", "k_proj", "v_proj", "down_proj"], alora_invocation_tokens=[72, 105]),
-        refused="alora"),
+        target_modules=QV, layer_replication=[[0, 2], [1, 2]]), kind="layer_replication"),
+    ALORA,
     Case("pissa", "init_lora_weights=pissa, not converted: A and B belong to a changed base", cfg(
-        target_modules=QV, init_lora_weights="pissa"), refused="pissa"),
+        target_modules=QV, init_lora_weights="pissa"), kind="pissa"),
     Case("olora", "init_lora_weights=olora, not converted: A and B belong to a changed base", cfg(
-        target_modules=QV, init_lora_weights="olora"), refused="olora"),
+        target_modules=QV, init_lora_weights="olora"), kind="olora"),
     Case("new-tokens", "vocabulary grown by 8 tokens, whole embeddings saved", cfg(target_modules=QV),
-         refused="resized_vocabulary", logits=False, extra="resize", save=dict(save_embedding_layers=True)),
+         kind="resized_vocabulary", logits=False, extra="resize", save=dict(save_embedding_layers=True)),
     Case("ia3", "another method: IA3", dict(
         target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
-        refused="peft_type", family="IA3", strength=(0.0, 9.0)),
-    Case("loha", "another method: LoHa", dict(r=4, alpha=8, target_modules=QV), refused="peft_type", family="LOHA"),
+        kind="peft_type", family="IA3", strength=(0.0, 9.0)),
+    Case("loha", "another method: LoHa", dict(r=4, alpha=8, target_modules=QV), kind="peft_type", family="LOHA"),
 ]
 
 GPT2 = [
@@ -110,19 +157,21 @@ GPT2 = [
         target_modules=["attn.c_proj", "mlp.c_proj"], fan_in_fan_out=True,
         alpha_pattern={"attn.c_proj": 4, "mlp.c_proj": 12}), dtype="float16"),
     Case("dora", "use_dora on Conv1D", cfg(
-        target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True, use_dora=True), refused="dora"),
+        target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True, use_dora=True), kind="dora"),
 ]
 
 CASES = {
     "llama": FULL + LLAMA_OTHERS,
-    "qwen3": FULL + [DORA, LM_HEAD],
+    "qwen3": FULL + [
+        DORA, LORA_BIAS, LM_HEAD, EMBED, HEAD_EMBED, DORA_EMBED, EMBED_COPY, TOKENS, ALORA, *TIED, *SAVED,
+        saved("", "lm_head"), saved("-qk-norm", "q_norm", "k_norm")],
     "gpt2": GPT2,
     "granite": [PLAIN, RSLORA, DORA],
     "starcoder2": [PLAIN, RSLORA],
     "llama-untied": [PLAIN, RSLORA, LM_HEAD, EMBED],
     "mistral": [PLAIN, RSLORA],
     "qwen2": [PLAIN, RSLORA, LORA_BIAS, DORA, Case(
-        "bias-all", "bias=all: the base's own biases, trained, are in the file", cfg(bias="all"), refused="bias")],
+        "bias-all", "bias=all: the base's own biases, trained, are in the file", cfg(bias="all"), kind="bias")],
     "gemma2": [PLAIN, RSLORA],
     "gemma3": [PLAIN, RSLORA],
     "phi3": [PLAIN, RSLORA, Case(
@@ -132,15 +181,66 @@ CASES = {
     "stablelm": [PLAIN, RSLORA],
     "command-r": [PLAIN, RSLORA],
     # gptneox interleaves q, k and v by head, a row order that graft does not have yet.
-    "gptneox": [replace(case, refused="architecture") for case in (PLAIN, RSLORA)],
+    "gptneox": [replace(case, kind="gptneox") for case in (PLAIN, RSLORA)],
     "smollm3": [PLAIN, RSLORA],
 }
 
-# Several adapters on one sequence, each with its own factor on top of its scale.
-COMBINATIONS = [
-    ("llama", "half", "one adapter at half strength", [("plain", 0.5)]),
-    ("llama", "negative", "one adapter subtracted", [("qv", -0.75)]),
-    ("llama", "two", "two adapters of different rank and scale", [("plain", 0.5), ("rslora", 0.75)]),
-    ("llama", "three", "three adapters, one of them subtracted", [("patterns", 0.6), ("one-layer", 0.5), ("qv", -0.5)]),
-    ("qwen3", "two", "two adapters", [("qv", 1.0), ("regex", 0.5)]),
+
+@dataclass
+class Use:
+    """Adapters at work: one or several of the cases, each with a factor on top of its scale."""
+    base: str
+    name: str
+    words: str
+    parts: list                         # of (case, factor)
+    tokens: Optional[list] = None       # other tokens than the base's
+    same: Optional[str] = None          # the use whose logits are wanted, this one only differing in its order
+
+
+def factors(base, *cases):
+    return [Use(base, f"{case}-{word}", f"{case} with a factor of {factor}", [(case, factor)])
+            for case in cases for word, factor in (("half", 0.5), ("negative", -0.75))]
+
+
+# 72, 105 is the invocation. Ids stay below 256 and the text below 16 tokens, so that logits stay few.
+ALORA_TOKENS = {
+    "start": ("at the start", [72, 105, 200, 30, 77, 8]),
+    "twice": ("twice: the last one counts", [31, 72, 105, 90, 72, 105, 14, 99]),
+    "absent": ("absent: the base's logits", [31, 72, 90, 105, 72, 14]),
+    "end": ("at the very end", [31, 14, 90, 200, 72, 105]),
+    "cut": ("cut off at the end, whole before", [31, 72, 105, 90, 33, 72]),
+}
+
+
+def invocations(base):
+    return [Use(base, f"alora-{name}", f"alora, the invocation {words}", [("alora", 1)], tokens=tokens)
+            for name, (words, tokens) in ALORA_TOKENS.items()]
+
+
+USES = [
+    Use("llama", "combination-half", "one adapter at half strength", [("plain", 0.5)]),
+    Use("llama", "combination-negative", "one adapter subtracted", [("qv", -0.75)]),
+    Use("llama", "combination-two", "two adapters of different rank and scale", [("plain", 0.5), ("rslora", 0.75)]),
+    Use("llama", "combination-three", "three adapters, one of them subtracted",
+        [("patterns", 0.6), ("one-layer", 0.5), ("qv", -0.5)]),
+    Use("llama", "combination-three-reversed", "the same three in another order",
+        [("qv", -0.5), ("one-layer", 0.5), ("patterns", 0.6)], same="combination-three"),
+    Use("qwen3", "combination-two", "two adapters", [("qv", 1.0), ("regex", 0.5)]),
+    Use("qwen3", "combination-two-reversed", "the same two in another order", [("regex", 0.5), ("qv", 1.0)],
+        same="combination-two"),
+    *(use for base in ("llama", "qwen3") for use in [
+        *factors(base, "dora", "lora-bias", "lm-head-embed", "modules-to-save", "modules-to-save-embed",
+                 "modules-to-save-input-norm", "trainable-tokens", "alora"),
+        Use(base, "dora-and-plain", "DoRA first, then a plain adapter", [("dora", 1), ("plain", 0.5)]),
+        Use(base, "plain-and-dora", "the same in the other order", [("plain", 0.5), ("dora", 1)], same="dora-and-plain"),
+        Use(base, "dora-and-two", "DoRA and two others, each with a factor",
+            [("dora", 0.5), ("plain", 0.5), ("qv", -0.75)]),
+        Use(base, "two-around-dora", "the same in another order",
+            [("qv", -0.75), ("dora", 0.5), ("plain", 0.5)], same="dora-and-two"),
+        Use(base, "head-and-saved-norm", "embeddings and head of one adapter, a norm of another",
+            [("lm-head-embed", 0.75), ("modules-to-save-input-norm", 0.5)]),
+        *invocations(base),
+    ]),
+    *factors("llama", "modules-to-save-norm", "embed-tied", "dora-embed"),
+    *factors("qwen3", "modules-to-save-qk-norm"),
 ]

@@ -12,6 +12,7 @@ import argparse
 import array
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -72,6 +73,12 @@ def score(args, gguf, adapters, tokens, n_vocab, kv, folder):
     return got
 
 
+def code_of(message):
+    """The name of the error in "graft: error: wrong_shape: ..."."""
+    found = re.search(r"error: ([a-z_]+): ", message)
+    return found.group(1) if found else None
+
+
 def floats(path):
     """A file of little-endian float32."""
     values = array.array("f", path.read_bytes())
@@ -89,22 +96,27 @@ def relative(got, want):
 def check(args, golden, base, case, kv, folder, base_error):
     """One row of the table: a dict with a verdict. Verdicts that begin with a capital are failures."""
     row = dict(base=base["base"], case=case["case"] if case else "(base)", kv=kv, base_error=base_error,
-               error=None, ratio=None)
+               error=None, ratio=None, kinds=case.get("kinds", []) if case else [])
     entry = case or base
     adapters = []
     if case and "adapters" in case:
         adapters = [(golden / a["adapter"], a["scale"]) for a in case["adapters"]]
     elif case:
         adapters = [(golden / case["adapter"], 1)]
-    may_refuse = case.get("refused") if case else None
+    may_refuse = [k for k in case.get("kinds", []) if k in args.may_refuse] if case else []
     if case and base_error is None:
         row["verdict"] = "NO BASE"
         return row
     try:
-        got = score(args, golden / base["gguf"], adapters, base["tokens"], base["n_vocab"], kv, folder)
+        got = score(args, golden / base["gguf"], adapters, entry.get("tokens", base["tokens"]), base["n_vocab"], kv, folder)
     except Refused as e:
         row["note"] = str(e)
-        row["verdict"] = f"refused ({may_refuse})" if may_refuse and not args.no_refusals else "REFUSED"
+        row["code"] = code_of(str(e))
+        wanted = [args.refused_for_ever[k] for k in may_refuse if k in args.refused_for_ever]
+        if wanted and not args.not_yet.intersection(may_refuse) and row["code"] not in wanted:
+            row["verdict"] = "WRONG CODE"   # whatever else is the matter with it
+        else:
+            row["verdict"] = f"refused ({', '.join(may_refuse)})" if may_refuse else "REFUSED"
         return row
     except Broken as e:
         row["note"] = str(e)
@@ -141,7 +153,7 @@ def main():
     p.add_argument("--storage", choices=list(STORAGE), default="f32",
                    help="how the binary keeps A and B; it only widens the limit, say it to graft after --")
     p.add_argument("--only", default="", help="only cases whose base/case contains this text")
-    p.add_argument("--combinations", action="store_true", help="also several adapters at once: -a DIR=SCALE")
+    p.add_argument("--combinations", action="store_true", help="also factors and several adapters at once: -a DIR@SCALE")
     p.add_argument("--no-refusals", action="store_true", help="a refusal is a failure, whatever the manifest says")
     p.add_argument("--timeout", type=float, default=60)
     p.add_argument("--json", type=Path, help="write the table to this file")
@@ -149,6 +161,9 @@ def main():
     args.more = more
     golden = args.golden
     manifest = json.loads((golden / "manifest.json").read_text())
+    args.refused_for_ever = manifest["refused_for_ever"]
+    args.not_yet = set(manifest["not_yet"])
+    args.may_refuse = set() if args.no_refusals else args.not_yet.union(args.refused_for_ever)
     todo = manifest["cases"] + (manifest["combinations"] if args.combinations else [])
     todo = [c for c in todo if args.only in f"{c['base']}/{c['case']}"]
 

@@ -23,27 +23,19 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from adapter_cases import CASES, COMBINATIONS
+from adapter_cases import CASES, NOT_YET, REFUSED_FOR_EVER, USES
 from gguf_base import ARCH, write_base
+from reference import combined_logits, logits_of, relative
 from tiny_models import RECIPES, make_base, seed_of, tokens_for
 
 CONFIGS = {"LORA": peft.LoraConfig, "IA3": peft.IA3Config, "LOHA": peft.LoHaConfig}
-
-
-def logits_of(model, tokens):
-    with torch.no_grad():
-        return model(input_ids=torch.tensor([tokens])).logits[0].float().numpy().copy()
-
-
-def relative(got, want):
-    return float(np.linalg.norm((got - want).astype(np.float64)) / np.linalg.norm(want.astype(np.float64)))
 
 
 def draw(base, case, model):
     """Random values for everything the adapter trains. Returns the tensors whose size sets its strength."""
     tune = []
     for name, p in model.named_parameters():
-        if not p.requires_grad:
+        if not p.requires_grad or "lm_head" in name and case.config.get("ensure_weight_tying"):
             continue
         rng = np.random.default_rng(seed_of(base, case.name, name))
         x = rng.standard_normal(tuple(p.shape))
@@ -60,7 +52,9 @@ def draw(base, case, model):
             tune.append(p)
         elif "trainable_tokens_delta" in name:
             x *= 0.5
-        elif "ia3" in name or "norm" in name:
+        elif "norm" in name and base.startswith("gemma"):
+            x *= 0.2
+        elif "ia3" in name or "norm" in name and name.endswith("weight"):
             x = 1 + 0.2 * x
         elif "modules_to_save" in name or name.endswith("weight"):
             x = p.detach().numpy() + 0.1 * x
@@ -142,23 +136,26 @@ def make_adapter(base, case, folder, tokens, base_logits):
     return want, relative(want, base_logits)
 
 
-def combined_logits(base, out, parts, tokens):
-    model, names = None, []
-    for i, (case, _) in enumerate(parts):
-        folder, name = out / "adapters" / base / case, f"a{i}"
-        if model is None:
-            model = peft.PeftModel.from_pretrained(make_base(base), folder, adapter_name=name)
-        else:
-            model.load_adapter(folder, adapter_name=name)
-        names.append(name)
-    model.eval()
-    model.base_model.set_adapter(names)
-    for module in model.modules():
-        if isinstance(module, peft.tuners.lora.LoraLayer):
-            for name, (_, factor) in zip(names, parts):
-                if name in module.scaling:
-                    module.scaling[name] *= factor
-    return logits_of(model, tokens)
+def put_use(use, base, tokens, out, put):
+    """One entry of the manifest's combinations, with its logits."""
+    tokens = use.tokens or tokens
+    path = out / "logits" / base / f"{use.same or use.name}.f32"
+    if not use.same:
+        parts = [(out / "adapters" / base / case, factor) for case, factor in use.parts]
+        put(path, combined_logits(base, parts, tokens))
+    want = np.fromfile(path, dtype="<f4").reshape(len(tokens), -1)
+    names = [name for name, _ in use.parts]
+    kinds = {case.kind for case in CASES[base] if case.name in names and case.kind}
+    entry = dict(base=base, case=use.name, options=use.words, tolerance=RECIPES[base][3])
+    if kinds:
+        entry["kinds"] = sorted(kinds)
+    if use.tokens:
+        entry["tokens"] = use.tokens
+    entry["adapters"] = [dict(adapter=f"adapters/{base}/{case}", scale=factor) for case, factor in use.parts]
+    entry["logits"] = str(path.relative_to(out))
+    entry["change"] = float(f"{relative(want, logits_of(make_base(base), tokens)):.3g}")
+    print(f"{base:13s} {use.name:28s} change {entry['change']:.2f}", flush=True)
+    return entry
 
 
 def main():
@@ -198,25 +195,18 @@ def main():
             want, change = make_adapter(base, case, folder, tokens, base_logits)
             entry = dict(base=base, case=case.name, adapter=f"adapters/{base}/{case.name}", options=case.words,
                          tolerance=RECIPES[base][3])
-            if case.refused:
-                entry["refused"] = case.refused
+            if case.kind:
+                entry["kinds"] = [case.kind]
             if want is not None:
                 entry["logits"] = put(out / "logits" / base / f"{case.name}.f32", want)
                 entry["change"] = float(f"{change:.3g}")
             cases.append(entry)
             print(f"{base:13s} {case.name:22s} change {change if change is None else f'{change:.2f}'}", flush=True)
-        for cbase, name, words, parts in COMBINATIONS:
-            if cbase == base:
-                want = combined_logits(base, out, parts, tokens)
-                combos.append(dict(
-                    base=base, case=f"combination-{name}", options=words, tolerance=RECIPES[base][3],
-                    adapters=[dict(adapter=f"adapters/{base}/{c}", scale=s) for c, s in parts],
-                    logits=put(out / "logits" / base / f"combination-{name}.f32", want),
-                    change=float(f"{relative(want, base_logits):.3g}")))
+        combos += [put_use(use, base, tokens, out, put) for use in USES if use.base == base]
     if a.only == list(CASES) and not a.bases_only:
         made_with = dict(torch=torch.__version__.split("+")[0], transformers=transformers.__version__,
                          peft=peft.__version__)
-        text = json.dumps(dict(made_with=made_with, bases=bases, cases=cases, combinations=combos), indent=1)
+        text = json.dumps(dict(made_with=made_with, refused_for_ever=REFUSED_FOR_EVER, not_yet=NOT_YET, bases=bases, cases=cases, combinations=combos), indent=1)
         (out / "manifest.json").write_text(text + "\n")
     return 0
 
