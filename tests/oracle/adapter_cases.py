@@ -42,6 +42,7 @@ class Case:
     logits: bool = True
     strength: tuple = (0.35, 0.8)       # relative change of the logits that the random values aim at
     extra: Any = None
+    model: Optional[str] = None         # the model it was trained on, if that is a variant (see tiny_models.VARIANTS)
 
 
 def cfg(**kw):
@@ -112,10 +113,21 @@ TIED = [
 DORA_EMBED = Case("dora-embed", "use_dora on q_proj, lm_head and embed_tokens: an embedding's magnitudes go by feature",
                   cfg(use_dora=True, target_modules=["q_proj", "lm_head", "embed_tokens"]), kind="dora_embedding",
                   save=dict(save_embedding_layers=False))
+BIAS_ONLY = Case("bias-lora-only", "bias=lora_only: the biases of the modules with an adapter are in the file", cfg(
+    bias="lora_only", target_modules=["q_proj", "v_proj", "down_proj"]), kind="bias")
+BIAS_ALL = Case("bias-all", "bias=all: the base's own biases, trained, are in the file", cfg(bias="all"), kind="bias")
+NORMS = saved("-norm", "norm")
+HEAD = saved("", "lm_head")
+TOKENS_BOTH = Case("trainable-tokens-head", "trainable_token_indices: 11 of embed_tokens, 42 and 11 of lm_head", cfg(
+    target_modules=QV, trainable_token_indices={"embed_tokens": [11], "lm_head": [42, 11]}),
+    kind="trainable_token_indices")
+TARGET_PARAMETERS = Case("target-parameters", "target_parameters: up_proj.weight of all layers", cfg(
+    target_modules=QV, target_parameters=["mlp.up_proj.weight"]), kind="target_parameters")
 ALORA = Case("alora", "alora_invocation_tokens 72, 105: active from there on", cfg(
     target_modules=["q_proj", "k_proj", "v_proj", "down_proj"], alora_invocation_tokens=[72, 105]), kind="alora")
 
 LLAMA_OTHERS = [
+    TARGET_PARAMETERS,
     DORA,
     Case("dora-rslora", "use_dora with use_rslora and alpha_pattern", cfg(
         use_dora=True, use_rslora=True, alpha_pattern={"k_proj": 3, "mlp.*": 2}), kind="dora"),
@@ -127,10 +139,8 @@ LLAMA_OTHERS = [
     *TIED,
     *SAVED,
     EMBED_COPY,
-    Case("modules-to-save", "modules_to_save: a whole lm_head", cfg(
-        target_modules=QV, modules_to_save=["lm_head"]), kind="modules_to_save"),
-    Case("modules-to-save-norm", "modules_to_save: norm", cfg(
-        target_modules=QV, modules_to_save=["norm"]), kind="modules_to_save"),
+    HEAD,
+    NORMS,
     TOKENS,
     Case("layer-replication", "layer_replication: layer 1 twice", cfg(
         target_modules=QV, layer_replication=[[0, 2], [1, 2]]), kind="layer_replication"),
@@ -158,32 +168,93 @@ GPT2 = [
         alpha_pattern={"attn.c_proj": 4, "mlp.c_proj": 12}), dtype="float16"),
     Case("dora", "use_dora on Conv1D", cfg(
         target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True, use_dora=True), kind="dora"),
+    Case("lora-bias", "lora_bias on Conv1D", cfg(
+        target_modules=["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True, lora_bias=True), kind="lora_bias"),
+    Case("bias-all", "bias=all: all biases, those of the norms as well", cfg(
+        target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, bias="all"), kind="bias"),
+    Case("bias-lora-only", "bias=lora_only on Conv1D", cfg(
+        target_modules=["c_attn", "mlp.c_proj"], fan_in_fan_out=True, bias="lora_only"), kind="bias"),
+    Case("lm-head-embed", "c_attn, lm_head and wte", cfg(
+        target_modules=["c_attn", "lm_head", "wte"], fan_in_fan_out=True), kind="lm_head",
+        save=dict(save_embedding_layers=False)),
+    Case("modules-to-save-norm", "modules_to_save: ln_f with its bias", cfg(
+        target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=["ln_f", "ln_1"]), kind="modules_to_save"),
+    Case("modules-to-save-head-embed", "modules_to_save: lm_head and wte", cfg(
+        target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=["lm_head", "wte"]), kind="modules_to_save"),
+    Case("trainable-tokens", "trainable_token_indices 11 and 42 of wte", cfg(
+        target_modules=["c_attn"], fan_in_fan_out=True, trainable_token_indices={"wte": [11, 42]}),
+        kind="trainable_token_indices"),
 ]
+
+# Modules of which the GGUF's weight is a slice, or which are slices of the GGUF's.
+SPLIT = [replace(case, name="split-" + case.name, words="q, k, v, gate and up apart, their weights fused in the GGUF: "
+                 + case.words, kind="split", model="phi3-split")
+         for case in (PLAIN, Case("patterns", "alpha_pattern and rank_pattern", cfg(
+             rank_pattern={"k_proj": 6, "up_proj": 2}, alpha_pattern={"v_proj": 3, "layers.1.mlp.gate_proj": 10})),
+             Case("v", "v_proj and up_proj alone", cfg(r=8, target_modules=["v_proj", "up_proj"])), DORA)]
+FUSED = [replace(case, name="fused-" + case.name, words="qkv_proj and gate_up_proj, their weights apart in the GGUF: "
+                 + case.words, kind="fused", model="llama-untied-fused")
+         for case in (PLAIN, Case("patterns", "alpha_pattern and rank_pattern", cfg(
+             rank_pattern={"qkv_proj": 6}, alpha_pattern={"layers.0.mlp.gate_up_proj": 3, "qkv_proj": 10})), DORA)]
+
+GPTNEOX = [replace(case, kind="gptneox") for case in (
+    PLAIN, RSLORA, DORA, replace(LORA_BIAS, config=cfg(lora_bias=True, target_modules=["query_key_value", "dense"])),
+    BIAS_ALL)]
 
 CASES = {
     "llama": FULL + LLAMA_OTHERS,
     "qwen3": FULL + [
         DORA, LORA_BIAS, LM_HEAD, EMBED, HEAD_EMBED, DORA_EMBED, EMBED_COPY, TOKENS, ALORA, *TIED, *SAVED,
-        saved("", "lm_head"), saved("-qk-norm", "q_norm", "k_norm")],
+        HEAD, saved("-qk-norm", "q_norm", "k_norm")],
     "gpt2": GPT2,
-    "granite": [PLAIN, RSLORA, DORA],
-    "starcoder2": [PLAIN, RSLORA],
-    "llama-untied": [PLAIN, RSLORA, LM_HEAD, EMBED],
-    "mistral": [PLAIN, RSLORA],
-    "qwen2": [PLAIN, RSLORA, LORA_BIAS, DORA, Case(
-        "bias-all", "bias=all: the base's own biases, trained, are in the file", cfg(bias="all"), kind="bias")],
-    "gemma2": [PLAIN, RSLORA],
-    "gemma3": [PLAIN, RSLORA],
+    "granite": [PLAIN, RSLORA, DORA, HEAD_EMBED],
+    "starcoder2": [PLAIN, RSLORA, DORA, replace(LORA_BIAS, config=cfg(lora_bias=True)), BIAS_ALL, NORMS],
+    "llama-untied": [PLAIN, RSLORA, LM_HEAD, EMBED, HEAD_EMBED, TOKENS, TOKENS_BOTH, HEAD, *SAVED, *FUSED],
+    "mistral": [PLAIN, RSLORA, DORA],
+    "qwen2": [PLAIN, RSLORA, LORA_BIAS, DORA, BIAS_ALL, BIAS_ONLY, HEAD_EMBED, HEAD, TOKENS],
+    "gemma2": [PLAIN, RSLORA, DORA, HEAD_EMBED, NORMS, TOKENS],
+    "gemma3": [PLAIN, RSLORA, DORA, EMBED, saved("-qk-norm", "q_norm", "k_norm"), saved("-embed", "embed_tokens")],
     "phi3": [PLAIN, RSLORA, Case(
         "patterns", "fused qkv_proj and gate_up_proj with alpha_pattern and rank_pattern", cfg(
-            rank_pattern={"qkv_proj": 6}, alpha_pattern={"layers.0.mlp.gate_up_proj": 3, "qkv_proj": 10}))],
-    "olmo2": [PLAIN, RSLORA],
-    "stablelm": [PLAIN, RSLORA],
-    "command-r": [PLAIN, RSLORA],
-    # gptneox interleaves q, k and v by head, a row order that graft does not have yet.
-    "gptneox": [replace(case, kind="gptneox") for case in (PLAIN, RSLORA)],
+            rank_pattern={"qkv_proj": 6}, alpha_pattern={"layers.0.mlp.gate_up_proj": 3, "qkv_proj": 10})),
+        DORA, *SPLIT],
+    "olmo2": [PLAIN, RSLORA, saved("-qk-norm", "q_norm", "k_norm")],
+    "stablelm": [PLAIN, RSLORA, BIAS_ALL, NORMS],
+    "command-r": [PLAIN, RSLORA, DORA, NORMS],
+    "gptneox": GPTNEOX,
     "smollm3": [PLAIN, RSLORA],
 }
+
+
+@dataclass
+class Foreign:
+    """A case in the format of others. `name` is the format's and the case's."""
+    base: str
+    format: str                         # mlx, gguf
+    case: str
+    kinds: tuple = ()
+
+    @property
+    def name(self):
+        return f"{self.format}-{self.case}"
+
+
+FOREIGN = [
+    *(Foreign(base, "mlx", case, ("mlx",)) for base in ("llama", "qwen3") for case in ("plain", "one-layer")),
+    Foreign("llama", "mlx", "rslora", ("mlx",)),
+    Foreign("qwen2", "mlx", "plain", ("mlx",)),
+    Foreign("gemma3", "mlx", "plain", ("mlx",)),
+    Foreign("phi3", "mlx", "plain", ("mlx",)),
+    *(Foreign(base, "mlx", "dora", ("mlx", "dora")) for base in ("llama", "qwen3", "qwen2")),
+    Foreign("llama-untied", "mlx", "lm-head", ("mlx", "lm_head")),
+    Foreign("llama-untied", "mlx", "embed", ("mlx", "embed_tokens")),
+    *(Foreign(base, "gguf", case) for base in ("llama", "qwen3") for case in ("plain", "rslora", "patterns", "f16")),
+    *(Foreign(base, "gguf", "plain") for base in ("gpt2", "phi3", "gemma2")),
+    Foreign("gptneox", "gguf", "plain", ("gptneox",)),
+    *(Foreign(base, "gguf", "alora", ("alora",)) for base in ("llama", "qwen3")),
+    Foreign("llama-untied", "gguf", "lm-head-embed", ("gguf_embedding",)),
+    Foreign("llama", "gguf", "embed", ("gguf_embedding",)),
+]
 
 
 @dataclass
@@ -243,4 +314,9 @@ USES = [
     ]),
     *factors("llama", "modules-to-save-norm", "embed-tied", "dora-embed"),
     *factors("qwen3", "modules-to-save-qk-norm"),
+    *factors("gpt2", "dora", "bias-all", "modules-to-save-norm"),
+    Use("gpt2", "dora-and-plain", "DoRA first, then a plain adapter", [("dora", 1), ("plain", 0.5)]),
+    *factors("qwen2", "bias-all", "bias-lora-only"),
+    *factors("llama-untied", "trainable-tokens-head"),
+    *factors("gemma2", "modules-to-save-norm"),
 ]

@@ -53,7 +53,8 @@ def score(args, gguf, adapters, tokens, n_vocab, kv, folder):
     command = [args.graft, "score", "-m", str(gguf)]
     for path, scale in adapters:
         command += ["-a", str(path) if scale == 1 else f"{path}@{scale:g}"]
-    command += ["--tokens", ",".join(map(str, tokens)), "--logits", str(out), "--kv", kv, *args.more]
+    # One thread: with more, these products of microseconds are spent waiting for each other on a busy machine.
+    command += ["--tokens", ",".join(map(str, tokens)), "--logits", str(out), "--kv", kv, "--threads", "1", *args.more]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=args.timeout)
     except subprocess.TimeoutExpired:

@@ -77,6 +77,15 @@ ARCH = {
     "gptneox": ("gptneox", GPTNEOX_NAMES, False, "layer"),
 }
 
+# Row orders that are not as in the checkpoint, for the manifest: module, shape of the rows there and in the GGUF.
+ROPE_PAIRS = {"self_attn.q_proj": "(heads, 2, half) in the checkpoint, (heads, half, 2) in the GGUF",
+              "self_attn.k_proj": "(key-value heads, 2, half) in the checkpoint, (key-value heads, half, 2) in the GGUF"}
+ROW_ORDERS = {
+    **{base: ROPE_PAIRS for base, (_, _, interleaved, _) in ARCH.items() if interleaved},
+    "gptneox": {"attention.query_key_value":
+                "(heads, 3, head size) in the checkpoint, (3, heads, head size) in the GGUF; the bias likewise"},
+}
+
 # These carry a vocabulary with byte fallback, as SentencePiece models do; the others a byte-level one.
 BYTE_FALLBACK = {"llama-untied", "gemma2"}
 

@@ -23,10 +23,11 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from adapter_cases import CASES, NOT_YET, REFUSED_FOR_EVER, USES
-from gguf_base import ARCH, write_base
+from adapter_cases import CASES, FOREIGN, NOT_YET, REFUSED_FOR_EVER, USES
+from foreign_formats import write_gguf, write_mlx
+from gguf_base import ARCH, ROW_ORDERS, write_base
 from reference import combined_logits, logits_of, relative
-from tiny_models import RECIPES, make_base, seed_of, tokens_for
+from tiny_models import RECIPES, make_base, make_model, seed_of, tokens_for
 
 CONFIGS = {"LORA": peft.LoraConfig, "IA3": peft.IA3Config, "LOHA": peft.LoHaConfig}
 
@@ -95,7 +96,10 @@ def tidy(folder, case, base):
 def make_adapter(base, case, folder, tokens, base_logits):
     """Writes one adapter folder and returns the logits of the adapter as PEFT reads it back."""
     torch.manual_seed(0)
-    model = make_base(base)
+    model = make_model(case.model or base)
+    if case.model:
+        error = relative(logits_of(model, tokens), base_logits)
+        assert error < 1e-6, f"{case.model} is not {base}: {error}"
     if case.extra == "resize":
         model.resize_token_embeddings(model.config.vocab_size + 8, mean_resizing=False)
     config = CONFIGS[case.family](task_type="CAUSAL_LM", **case.config)
@@ -126,7 +130,7 @@ def make_adapter(base, case, folder, tokens, base_logits):
     if not case.logits:
         return None, None
 
-    fresh = make_base(base)
+    fresh = make_model(case.model or base)
     loaded = peft.PeftModel.from_pretrained(fresh, folder).eval()
     want = logits_of(loaded, tokens)
     # What was saved is what was meant, but where the file is coarser or orders its keys differently.
@@ -134,6 +138,23 @@ def make_adapter(base, case, folder, tokens, base_logits):
         error = relative(want, before)
         assert error < 1e-6, f"{base}/{case.name}: read back differs by {error}"
     return want, relative(want, base_logits)
+
+
+def put_foreign(foreign, out, same):
+    """Writes one adapter in the format of others; the logits are those of the case that it is made of."""
+    source = out / "adapters" / foreign.base / foreign.case
+    if foreign.format == "mlx":
+        path = source.with_name(foreign.name)
+        write_mlx(foreign.base, source, path)
+    else:
+        path = source.with_name(foreign.name + ".gguf")
+        write_gguf(foreign.base, source, path)
+    entry = dict(base=foreign.base, case=foreign.name, adapter=str(path.relative_to(out)), format=foreign.format,
+                 options=f"{foreign.case} as {'mlx-lm' if foreign.format == 'mlx' else 'a GGUF file'}: {same['options']}",
+                 tolerance=same["tolerance"])
+    if foreign.kinds:
+        entry["kinds"] = list(foreign.kinds)
+    return {**entry, "logits": same["logits"], "change": same["change"]}
 
 
 def put_use(use, base, tokens, out, put):
@@ -186,6 +207,8 @@ def main():
             base=base, gguf=f"bases/{base}.gguf", architecture=ARCH[base][0], words=RECIPES[base][2],
             tolerance=RECIPES[base][3], tokens=tokens, n_vocab=base_logits.shape[1],
             logits=put(out / "logits" / base / "base.f32", base_logits)))
+        if base in ROW_ORDERS:
+            bases[-1]["row_orders"] = ROW_ORDERS[base]
         if a.bases_only:
             continue
         shutil.rmtree(out / "adapters" / base, ignore_errors=True)
@@ -202,6 +225,8 @@ def main():
                 entry["change"] = float(f"{change:.3g}")
             cases.append(entry)
             print(f"{base:13s} {case.name:22s} change {change if change is None else f'{change:.2f}'}", flush=True)
+        same = {entry["case"]: entry for entry in cases if entry["base"] == base}
+        cases += [put_foreign(f, out, same[f.case]) for f in FOREIGN if f.base == base]
         combos += [put_use(use, base, tokens, out, put) for use in USES if use.base == base]
     if a.only == list(CASES) and not a.bases_only:
         made_with = dict(torch=torch.__version__.split("+")[0], transformers=transformers.__version__,

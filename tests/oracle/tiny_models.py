@@ -134,3 +134,48 @@ def tokens_for(name, n=16):
     t[5], t[6] = 72, 105
     t[14] = 11
     return [int(v) for v in t]
+
+
+def parts_of(base, layer):
+    """q, k, v, gate and up of a llama-like layer, whatever it keeps fused."""
+    c = base.config
+    head = c.hidden_size // c.num_attention_heads
+    if hasattr(layer.self_attn, "qkv_proj"):
+        qkv = layer.self_attn.qkv_proj.weight.split(
+            [c.num_attention_heads * head, c.num_key_value_heads * head, c.num_key_value_heads * head])
+        return [*qkv, *layer.mlp.gate_up_proj.weight.chunk(2)]
+    a, m = layer.self_attn, layer.mlp
+    return [a.q_proj.weight, a.k_proj.weight, a.v_proj.weight, m.gate_proj.weight, m.up_proj.weight]
+
+
+def regrouped(base_name, model_class, config):
+    """The same model with its projections fused or split the other way."""
+    base = make_base(base_name)
+    config._attn_implementation = "eager"
+    config.use_cache = False
+    model = model_class(config).to(torch.float32).eval()
+    weights = base.state_dict()
+    for i, layer in enumerate(base.model.layers):
+        q, k, v, gate, up = parts_of(base, layer)
+        at = f"model.layers.{i}."
+        weights |= {f"{at}self_attn.qkv_proj.weight": torch.cat([q, k, v]),
+                    f"{at}mlp.gate_up_proj.weight": torch.cat([gate, up])}
+        weights |= {f"{at}self_attn.{n}_proj.weight": x for n, x in zip("qkv", (q, k, v))}
+        weights |= {f"{at}mlp.{n}_proj.weight": x for n, x in (("gate", gate), ("up", up))}
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    for p in model.parameters():
+        p.requires_grad_(False)
+    return model
+
+
+# Models with a base's weights in other modules. An adapter trained on one is for the base's GGUF.
+VARIANTS = {
+    "phi3-split": lambda: regrouped("phi3", tf.LlamaForCausalLM, tf.LlamaConfig(**_common(rms_norm_eps=1e-5))),
+    "llama-untied-fused": lambda: regrouped("llama-untied", tf.Phi3ForCausalLM, tf.Phi3Config(
+        **_common(rms_norm_eps=1e-6))),
+}
+
+
+def make_model(name):
+    """A base or a variant of one."""
+    return VARIANTS[name]() if name in VARIANTS else make_base(name)
