@@ -1,6 +1,6 @@
 # What a person types. CMake (CMakePresets.json) does the building; this file fetches what it needs first.
 .DEFAULT_GOAL := help
-.PHONY: help demo build dev deps test test-dev test-asan test-tsan test-clang check coverage schedules model planted bench bench-loader test-server clients browser bench-server soak contamination oracle cachesim install clean
+.PHONY: help demo build dev deps test test-dev test-asan test-tsan test-clang check coverage schedules model planted bench bench-loader test-server clients browser bench-server soak contamination oracle cachesim fuzz differential install clean
 
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 export CTEST_OUTPUT_ON_FAILURE = 1
@@ -83,6 +83,11 @@ oracle: dev  ## against PEFT itself: makes the golden logits anew with PyTorch a
 
 cachesim: dev  ## the eviction policies against libCacheSim, eviction by eviction
 	@tests/loader/run.sh
+
+fuzz:  ## libFuzzer with ASan and UBSan: each target for FUZZ_SECONDS (60), FUZZ_TARGETS="gguf …" or all
+	@tools/install_deps.sh
+	@tools/install_deps.sh fuzz
+	@tools/fuzz.sh $(FUZZ_TARGETS)
 
 install: build  ## cmake --install build (set DESTDIR or PREFIX)
 	@cmake --install build $(if $(PREFIX),--prefix $(PREFIX))

@@ -133,7 +133,7 @@ extern "C" {
     /* GGUF adapters */                                                                                     \
     X(-130, GGUF_VERSION, "gguf_version", 422, "not GGUF version 2 or 3")                                   \
     X(-131, GGUF_COUNTS, "gguf_counts", 422, "more keys or tensors than the file can hold")                 \
-    X(-132, GGUF_STRING, "gguf_string", 422, "a string over the limit or not UTF-8")                        \
+    X(-132, GGUF_STRING, "gguf_string", 422, "a string over the limit, not UTF-8 or with a NUL byte")         \
     X(-133, GGUF_DUPLICATE, "gguf_duplicate", 422, "a key or tensor name twice")                            \
     X(-134, GGUF_TYPE, "gguf_type", 422, "an unknown value type")                                           \
     X(-135, GGUF_KEY_TYPE, "gguf_key_type", 422, "a key's value has the wrong type")                        \

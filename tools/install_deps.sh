@@ -1,5 +1,6 @@
 #!/bin/sh
 # Installs what building graft needs and this machine lacks, with the system's package manager.
+# With "fuzz" also what the fuzz targets need: Clang with libFuzzer.
 # Says what it will do; asks before using sudo unless it runs as root or in CI. Does nothing when all is there.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -9,6 +10,16 @@ have() { command -v "$1" >/dev/null 2>&1; }
 lib() { have pkg-config && pkg-config --exists "$1" 2>/dev/null; }
 # For libraries that are headers only and have no pkg-config file.
 header() { have cc && echo "#include <$1>" | cc ${CPPFLAGS:-} -E -o /dev/null - 2>/dev/null; }
+
+# Whether some Clang has libFuzzer and ASan. Debian's has its version in its name.
+libfuzzer() {
+    for c in clang clang-14 clang-15 clang-16 clang-17 clang-18 clang-19 clang-20 clang-21; do
+        have "$c" && echo 'int LLVMFuzzerTestOneInput(const unsigned char *d, unsigned long n) { return d && n ? 0 : 0; }' |
+            "$c" -x c -fsanitize=fuzzer,address -o /dev/null - 2>/dev/null && return 0
+    done
+    return 1
+}
+fuzz() { [ "${1:-}" = fuzz ] && ! libfuzzer; }
 
 # What is missing, by the names of the package manager found.
 missing=""
@@ -31,6 +42,11 @@ if have apt-get; then
     header uthash.h || need uthash-dev
     lib cmocka || need libcmocka-dev
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need "python3 python3-pip"
+    if fuzz "$@"; then
+        need clang
+        # Where it is a package of its own.
+        ! apt-cache show libclang-rt-dev >/dev/null 2>&1 || need libclang-rt-dev
+    fi
 elif have brew; then
     manager="brew install"
     have cmake || need cmake
@@ -45,6 +61,7 @@ elif have brew; then
     [ -e "$(brew --prefix)/include/uthash.h" ] || need uthash
     lib cmocka || need cmocka
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python3
+    ! fuzz "$@" || need llvm # Apple's Clang has no libFuzzer
 elif have dnf; then
     manager="dnf install -y"
     have cc || need gcc
@@ -63,6 +80,7 @@ elif have dnf; then
     header uthash.h || need uthash-devel
     lib cmocka || need libcmocka-devel
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python3-pip
+    ! fuzz "$@" || need "clang compiler-rt"
 elif have pacman; then
     manager="pacman -S --needed --noconfirm"
     have cc || need base-devel
@@ -80,6 +98,7 @@ elif have pacman; then
     header uthash.h || need uthash
     lib cmocka || need cmocka
     { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need python-pip
+    ! fuzz "$@" || need "clang compiler-rt"
 else
     say "No package manager that this script knows (apt-get, brew, dnf, pacman)."
     say "Please install: a C and C++ compiler, cmake, ninja, pkg-config, python3 with pip, and the development"

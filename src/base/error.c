@@ -38,11 +38,17 @@ const char *graft_error_text(int code) {
     return "an unknown error";
 }
 
+/* What was too long ends with a whole character. */
+static void end_whole(char *text) {
+    text[gr_utf8_complete(text, strlen(text))] = '\0';
+}
+
 static void fill(graft_error *err, int code, const char *format, va_list args) GR_PRINTF(3, 0);
 
 static void fill(graft_error *err, int code, const char *format, va_list args) {
     err->code = code;
     vsnprintf(err->message, sizeof err->message, format, args);
+    end_whole(err->message);
     for (char *p = err->message; *p; p++) {
         if ((unsigned char)*p < 0x20 || *p == 0x7f) {
             *p = '?';
@@ -149,6 +155,7 @@ static void report_add(gr_report *r, graft_log_level severity, int code, const c
         reason->severity = severity;
         fill(&reason->error, code, format, args);
         snprintf(reason->where, sizeof reason->where, "%s", where ? where : "");
+        end_whole(reason->where);
     }
 }
 

@@ -306,6 +306,9 @@ static void judge(cursor *c, const facts *f) {
              (unsigned long long)f->split_count);
     } else if (!f->has_architecture || f->architecture.length == 0) {
         FAIL(c, GRAFT_E_MISSING_FIELD, "general.architecture is missing");
+    } else if (memchr(f->architecture.text, '\0', f->architecture.length)) {
+        FAIL(c, GRAFT_E_GGUF_STRING, "general.architecture \"%s\" holds a NUL byte",
+             gr_quote(quoted, f->architecture.text, f->architecture.length));
     } else if (!f->has_alpha) {
         FAIL(c, GRAFT_E_ALPHA_MISSING, "adapter.lora.alpha is missing");
     } else if (!isfinite(f->alpha) || f->alpha == 0) {

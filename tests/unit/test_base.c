@@ -55,6 +55,28 @@ static void messages_hold_one_printable_line(void **state) {
     assert_int_equal(gr_fail(NULL, GRAFT_E_HOLE, "nobody listens"), GRAFT_E_HOLE);
 }
 
+/* What is longer than its place is cut between characters: it is shown as JSON, which has to be UTF-8. */
+static void what_is_too_long_ends_with_a_whole_character(void **state) {
+    (void)state;
+    graft_error err;
+    gr_report r;
+    gr_report_init(&r);
+    char text[2000];
+    for (size_t shift = 0; shift < 3; shift++) {
+        memset(text, 'a', shift);
+        for (size_t at = shift; at + 4 < sizeof text; at += 3) {
+            memcpy(text + at, "\xe2\x82\xac", 4);
+        }
+        gr_fail(&err, GRAFT_E_HOLE, "%s", text);
+        gr_report_error(&r, GRAFT_E_HOLE, text, "%s", text);
+        assert_true(gr_utf8_valid(err.message, strlen(err.message)));
+        assert_true(strlen(err.message) > sizeof err.message - 4);
+        assert_true(gr_utf8_valid(r.reasons[shift].where, strlen(r.reasons[shift].where)));
+        assert_true(strlen(r.reasons[shift].where) > sizeof r.reasons[shift].where - 4);
+    }
+    gr_report_finish(&r);
+}
+
 static void quoting_disarms_what_terminals_obey(void **state) {
     (void)state;
     const struct { const char *in; size_t length; const char *out; } cases[] = {
@@ -369,6 +391,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(error_codes_are_unique_and_named),
         cmocka_unit_test(messages_hold_one_printable_line),
+        cmocka_unit_test(what_is_too_long_ends_with_a_whole_character),
         cmocka_unit_test(quoting_disarms_what_terminals_obey),
         cmocka_unit_test(paths_are_quoted_whole_or_from_their_end),
         cmocka_unit_test(reports_keep_all_and_count_what_is_beyond),

@@ -450,6 +450,11 @@ static void architecture_array(gr_buffer *b) {
 static void architecture_empty(gr_buffer *b) {
     key_string(b, "general.architecture", "");
 }
+static void architecture_nul(gr_buffer *b) {
+    key(b, "general.architecture", STRING);
+    put(b, 6, 8);
+    gr_buffer_append(b, "llama\0", 6);
+}
 static void adapter_control(gr_buffer *b) {
     key_string(b, "adapter.type", "control");
 }
@@ -468,6 +473,7 @@ static void judges_keys(void **state) {
     expect_instead("G07 no adapter type", "adapter.type", NULL, GRAFT_E_NOT_AN_ADAPTER);
     expect_instead("no architecture", "general.architecture", NULL, GRAFT_E_MISSING_FIELD);
     expect_instead("empty architecture", "general.architecture", architecture_empty, GRAFT_E_MISSING_FIELD);
+    expect_instead("architecture with a NUL", "general.architecture", architecture_nul, GRAFT_E_GGUF_STRING);
     expect_instead("G09 no alpha", "adapter.lora.alpha", NULL, GRAFT_E_ALPHA_MISSING);
     expect_instead("G09 alpha 0", "adapter.lora.alpha", alpha_zero, GRAFT_E_BAD_ALPHA);
     expect_instead("C05 alpha NaN", "adapter.lora.alpha", alpha_nan, GRAFT_E_BAD_ALPHA);
