@@ -89,6 +89,9 @@ fuzz:  ## libFuzzer with ASan and UBSan: each target for FUZZ_SECONDS (60), FUZZ
 	@tools/install_deps.sh fuzz
 	@tools/fuzz.sh $(FUZZ_TARGETS)
 
+differential: dev  ## 1,000,000 mutated files through graft, the safetensors package and gguf-py (FILES=20000: the short form)
+	@tests/differential/run.sh
+
 install: build  ## cmake --install build (set DESTDIR or PREFIX)
 	@cmake --install build $(if $(PREFIX),--prefix $(PREFIX))
 
