@@ -1,0 +1,1 @@
+"""O: options that change more than matrices. Filled below."""
