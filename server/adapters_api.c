@@ -16,6 +16,7 @@
 #include "base/file.h"
 #include "base/memory.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdarg.h>
@@ -34,6 +35,7 @@ struct change {
     char text[2 * GRAFT_NAME_SIZE + 8]; /* the name as it was sent */
     srv_name name;
     char *path;
+    char *replaced;         /* where the name led before, if this change leads it elsewhere; else NULL */
     char expected[65];      /* generation; "" = any */
     bool in_place, unregister, pinned, switched;
     /* what came of it */
@@ -59,6 +61,7 @@ static void free_change(change *c) {
         c->s->n_loads--;
     }
     srv_load_leave(c->load);
+    gr_free(c->replaced);
     gr_free(c->path);
     gr_free(c);
 }
@@ -259,7 +262,9 @@ static bool resolve(change *c) {
         c->path = gr_strdup(whole);
     }
     if (!c->path || !realpath(c->path, found)) {
-        set(c, 404, "NotFoundError", "adapter_file_missing", "No adapter found for %s", c->text);
+        bool absent = !c->path || errno == ENOENT || errno == ENOTDIR;
+        set(c, absent ? 404 : 400, absent ? "NotFoundError" : "BadRequestError", absent ? "adapter_file_missing" : "not_readable",
+            absent ? "No adapter found for %s" : "The path of '%s' cannot be followed", c->text);
         return false;
     }
     if (!gr_path_below(found, c->s->root)) {
@@ -309,11 +314,14 @@ static void after_add(change *c) {
         return;
     }
     set_error(c, &c->load_error);
-    graft_registered_list *list = c->fresh ? srv_registered(c->s, &c->name) : NULL;
-    if (list && strcmp(list->items[0].path, c->path) == 0) { /* a name that has never worked is not kept */
-        graft_registry_adapter_remove(c->s->registry, c->name.project, c->name.adapter, NULL);
-    }
+    graft_registered_list *list = srv_registered(c->s, &c->name);
+    bool ours = list && strcmp(list->items[0].path, c->path) == 0;
     graft_registered_list_free(list);
+    if (ours && c->fresh) { /* a name that has never worked is not kept */
+        graft_registry_adapter_remove(c->s->registry, c->name.project, c->name.adapter, NULL);
+    } else if (ours && c->replaced) { /* what it stood for goes on */
+        graft_registry_adapter_add(c->s->registry, c->name.project, c->name.adapter, c->replaced, GRAFT_ADD_REPLACE, NULL);
+    }
 }
 
 static void after_load(change *c) {
@@ -345,6 +353,7 @@ static void act_load(change *c) {
     graft_registered_list *list = srv_registered(c->s, &c->name);
     bool known = list != NULL, same = known && strcmp(list->items[0].path, c->path) == 0;
     bool good = as_expected(c, list);
+    c->replaced = known && !same ? gr_strdup(list->items[0].path) : NULL;
     graft_registered_list_free(list);
     if (!good) {
         return;

@@ -98,6 +98,15 @@ def cases():
     return found
 
 
+def few(found, most):
+    """Of each row the first `most` cases of each code."""
+    counts = {}
+    for c in found:
+        counts[c.row, c.expected] = counts.get((c.row, c.expected), 0) + 1
+        if counts[c.row, c.expected] <= most:
+            yield c
+
+
 def shown(c):
     code = {None: "loads", ANY: "any, the same everywhere"}.get(c.expected, f"`{c.expected}`")
     code += f"; below a root `{c.below}`" if c.below != c.expected else ""
