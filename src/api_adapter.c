@@ -199,10 +199,12 @@ static int list_reasons(inspection *in, graft_error *err) {
 }
 
 static int inspect(inspection *in, graft *g, graft_error *err) {
-    graft_error why = {0};
+    graft_error opening, why = {0};
     gr_adapter *built = NULL;
-    int rc = gr_source_open(&in->source, in->path, (gr_source_limits){g->max_adapter_bytes, NULL}, &in->report, &why);
-    if (!rc) {
+    int rc = gr_source_open(&in->source, in->path, (gr_source_limits){g->max_adapter_bytes, NULL}, &in->report, &opening);
+    if (rc) {
+        rc = gr_report_end(&in->report, &opening, &why);
+    } else {
         in->info.format = in->source->format == GR_SOURCE_PEFT ? "peft" : "gguf";
         rc = gr_verify(&in->plan, g->base, in->source, &in->report, &why);
         /* NaN and infinity, and a file that cannot be read to its end, show only when it is built. */

@@ -193,3 +193,12 @@ int gr_report_result(const gr_report *r, graft_error *err) {
     }
     return 0;
 }
+
+int gr_report_end(gr_report *r, const graft_error *why, graft_error *err) {
+    bool passes = why->code == GRAFT_E_OUT_OF_MEMORY || why->code == GRAFT_E_IO_ERROR || why->code == GRAFT_E_CHANGED_WHILE_READING;
+    if (r->n_errors == 0 || passes) {
+        return gr_fail(err, why->code, "%s", why->message);
+    }
+    gr_report_error(r, why->code, NULL, "%s", why->message);
+    return gr_report_result(r, err);
+}

@@ -58,5 +58,9 @@ int gr_report_error(gr_report *r, int code, const char *where, const char *forma
 void gr_report_warn(gr_report *r, int code, const char *where, const char *format, ...) GR_PRINTF(4, 5);
 /* 0 without errors; else the first error's code, with "where: message" (and "(and N more)") in *err. */
 int gr_report_result(const gr_report *r, graft_error *err);
+/* For a step that failed with *why, perhaps after it had reported errors: those come first, so the failure is added to them and
+ * the first is the result, as above. Only what may pass and says nothing about the files (OUT_OF_MEMORY, IO_ERROR,
+ * CHANGED_WHILE_READING) stays the result. */
+int gr_report_end(gr_report *r, const graft_error *why, graft_error *err);
 
 #endif

@@ -37,8 +37,9 @@ int gr_opened_make(gr_opened **out, const gr_base_model *base, const char *path,
     o->type = type;
     o->log = log;
     gr_report_init(&o->report);
-    int rc = gr_source_open(&o->source, path, limits, &o->report, err);
-    rc = rc ? rc : gr_verify(&o->plan, base, o->source, &o->report, err);
+    graft_error why;
+    int rc = gr_source_open(&o->source, path, limits, &o->report, &why);
+    rc = rc ? gr_report_end(&o->report, &why, err) : gr_verify(&o->plan, base, o->source, &o->report, err);
     log_warnings(log, path, &o->report);
     if (rc) {
         gr_opened_free(o);

@@ -115,8 +115,9 @@ static int describe(gr_examined *out, gr_source_limits limits, bool hash, graft_
     gr_report report;
     gr_source *source = NULL;
     gr_report_init(&report);
-    int rc = gr_source_open(&source, out->path, limits, &report, err);
-    rc = rc ? rc : gr_report_result(&report, err);
+    graft_error why;
+    int rc = gr_source_open(&source, out->path, limits, &report, &why);
+    rc = rc ? gr_report_end(&report, &why, err) : gr_report_result(&report, err);
     if (!rc) {
         out->format = source->format == GR_SOURCE_PEFT ? "peft" : "gguf";
         out->rank = largest_rank(source);

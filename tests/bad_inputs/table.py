@@ -1,7 +1,7 @@
 """The manifest of bad adapters: what each file is, and the one code with which it must be refused, at every door.
 
 The rows are those of docs/bad-inputs.md, which this script prints; the files files.py, json_text.py, container.py, config.py,
-tensors.py, options.py and gguf.py hold them, letter by letter. Everything in them is the same on each run (SEED).
+tensors.py, options.py, gguf.py and mixed.py hold them, letter by letter. Everything in them is the same on each run (SEED).
 
 usage: table.py              the documentation
        table.py FOLDER       all the files, each case below FOLDER/ROW-NUMBER, and FOLDER/manifest.json
@@ -22,7 +22,7 @@ OPTIONS = False
 
 LETTERS = {
     "F": "files and paths", "J": "JSON, as adapter_config.json", "S": "the safetensors container", "C": "adapter_config.json",
-    "L": "tensors against the base", "O": "options that change more than matrices", "G": "GGUF adapters",
+    "L": "tensors against the base", "O": "options that change more than matrices", "G": "GGUF adapters", "M": "two faults in one",
 }
 
 
@@ -84,7 +84,7 @@ def dice(*about):
 
 
 def cases():
-    import files, json_text, container, config, tensors, options, gguf  # noqa: E401,F401 each adds to CASES
+    import files, json_text, container, config, tensors, options, gguf, mixed  # noqa: E401,F401 each adds to CASES
     found = []
     for c in CASES:
         if isinstance(c.expected, _Until):
