@@ -8,14 +8,14 @@
 static int parse(cli_settings *s, int argc, char **argv, int *rest) {
     const cli_command command = {
         .usage = "graft inspect -m MODEL PATH [options]",
-        .about = "Verifies the adapter at PATH, a PEFT folder or a GGUF file, against the base model without loading\n"
-                 "it, and prints each weight that it would change with rank, scale and bytes in memory; warnings;\n"
+        .about = "Verifies the adapter at PATH, a folder of PEFT or mlx-lm or a GGUF file, against the base model\n"
+                 "without loading it, and prints each weight that it would change: how, rank, scale and bytes in memory; warnings;\n"
                  "and, if it cannot be loaded, every reason, not only the first.",
         .examples = "  graft inspect -m base.gguf projects/alder\n"
                     "  graft inspect -m base.gguf adapter.gguf --json\n"
                     "\n"
                     "--json: {\"loadable\",\"path\",\"format\",\"bytes\",\"error\" (first code or null),\n"
-                    "  \"modules\":[{\"module\",\"weight\",\"rank\",\"scale\",\"n_in\",\"n_out\",\"dtype\",\"bytes\"}...],\n"
+                    "  \"modules\":[{\"module\",\"weight\",\"kind\",\"rank\",\"scale\",\"n_in\",\"n_out\",\"dtype\",\"bytes\"}...],\n"
                     "  \"reasons\":[{\"severity\",\"code\",\"where\",\"message\"}...]}\n",
         .failures = "the adapter cannot be loaded, or the model cannot be opened",
         .settings = s,
@@ -48,6 +48,7 @@ static json_t *modules_json(const graft_inspection *i) {
         json_t *o = cli_json_object();
         cli_json_set(o, "module", cli_json_string(m->module));
         cli_json_set(o, "weight", cli_json_string(m->weight));
+        cli_json_set(o, "kind", cli_json_string(m->kind));
         cli_json_set(o, "rank", cli_json_integer(m->rank));
         cli_json_set(o, "scale", cli_json_number(m->scale));
         cli_json_set(o, "n_in", cli_json_integer(m->n_in));
@@ -86,13 +87,14 @@ static void print_json(const graft_inspection *i, const graft_reason *error) {
 }
 
 static void print_modules(const graft_inspection *i) {
-    static const char *const heads[] = {"module", "weight", "rank", "scale", "in", "out", "type", "bytes"};
+    static const char *const heads[] = {"module", "weight", "kind", "rank", "scale", "in", "out", "type", "bytes"};
     cli_table table;
-    cli_table_init(&table, CLI_COUNT(heads), heads, 0xbc);
+    cli_table_init(&table, CLI_COUNT(heads), heads, 0x178);
     for (size_t k = 0; k < i->n_modules; k++) {
         const graft_module_info *m = &i->modules[k];
         cli_table_cell(&table, "%s", m->module);
         cli_table_cell(&table, "%s", m->weight);
+        cli_table_cell(&table, "%s", m->kind);
         cli_table_cell(&table, "%d", m->rank);
         cli_table_cell(&table, "%.6g", m->scale);
         cli_table_cell(&table, "%lld", (long long)m->n_in);

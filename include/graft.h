@@ -372,15 +372,16 @@ GRAFT_API void graft_adapter_free(graft_adapter *a);
 /* Borrowed from a, valid until graft_adapter_free. */
 GRAFT_API void graft_adapter_get_info(const graft_adapter *a, graft_adapter_info *out);
 
-/* One weight that an adapter would change. */
+/* One weight, or some rows of one, that an adapter would change. */
 typedef struct graft_module_info {
     const char *module; /* name in the adapter's file */
     const char *weight; /* name in the base's GGUF */
-    int rank;
+    int rank;           /* 0 and scale 0 if it is not of low rank */
     double scale;       /* factor of B·A, options of the config applied */
     int64_t n_in, n_out;
     const char *dtype;  /* in the file: "F32", "F16", "BF16" */
     uint64_t bytes;     /* in memory when loaded */
+    const char *kind;   /* how it is changed, in a word: "LoRA", "DoRA", "norm", "embedding tokens", … */
 } graft_module_info;
 
 /* One reason why an adapter cannot be used, or (severity WARN) something to know. */

@@ -173,8 +173,9 @@ static int list_modules(inspection *in, const graft *g, const gr_adapter *built,
             .scale = e->scale,
             .n_in = w->n_in,
             .n_out = w->n_out,
-            .dtype = gr_dtype_name(e->a->dtype),
+            .dtype = gr_dtype_name(e->value ? e->value->dtype : e->a->dtype),
             .bytes = module_bytes(&built->modules[i]),
+            .kind = gr_plan_entry_kind(in->plan, e),
         };
     }
     in->info.modules = in->modules;
@@ -205,7 +206,7 @@ static int inspect(inspection *in, graft *g, graft_error *err) {
     if (rc) {
         rc = gr_report_end(&in->report, &opening, &why);
     } else {
-        in->info.format = in->source->format == GR_SOURCE_PEFT ? "peft" : "gguf";
+        in->info.format = gr_source_format_name(in->source->format);
         rc = gr_verify(&in->plan, g->base, in->source, &in->report, &why);
         /* NaN and infinity, and a file that cannot be read to its end, show only when it is built. */
         rc = rc ? rc : gr_adapter_build(&built, in->plan, g->adapter_type, &why);

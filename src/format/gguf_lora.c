@@ -23,7 +23,7 @@ enum {
     ALIGNMENT_MIN = 8,
     ALIGNMENT_MAX = 65536,
     NAME_MAX_BYTES = 63,
-    ALORA_MAX = 65536
+    ALORA_MAX = 4096
 };
 
 /* Smallest possible entries, by which a count is compared with the bytes that are left. */
@@ -123,7 +123,9 @@ typedef struct facts {
     float alpha;
     uint32_t alignment;
     uint64_t split_count;
-    bool has_alora, has_tokenizer;
+    bool has_tokenizer;
+    int32_t *invocation; /* owned */
+    size_t n_invocation;
 } facts;
 
 /* Bytes of a value of fixed size, or 0. */
@@ -219,9 +221,21 @@ static void read_alora(cursor *c, const char *key, uint32_t type, facts *f) {
         FAIL(c, GRAFT_E_GGUF_ALORA, "key \"%s\": %llu of %s (allowed: 1 to %d of u32)", key,
              (unsigned long long)n, type_name(element), ALORA_MAX);
     }
-    const uint8_t *p;
-    take(c, c->code ? 0 : (size_t)n * 4, &p);
-    f->has_alora = true;
+    int32_t *ids = c->code ? NULL : gr_calloc((size_t)n, sizeof *ids);
+    if (!c->code && !ids) {
+        c->code = gr_fail_memory(c->err, (size_t)n * sizeof *ids);
+    }
+    for (uint64_t i = 0; i < n && !c->code; i++) {
+        uint32_t id = take_u32(c);
+        if (!c->code && id > INT32_MAX) {
+            FAIL(c, GRAFT_E_GGUF_ALORA, "key \"%s\": token %u", key, id);
+        } else if (!c->code) {
+            ids[i] = (int32_t)id;
+        }
+    }
+    gr_free(f->invocation); /* of the same key before: refused once all keys are known */
+    f->invocation = ids;
+    f->n_invocation = (size_t)n;
 }
 
 static void read_split_count(cursor *c, const char *key, uint32_t type, facts *f) {
@@ -511,12 +525,13 @@ int gr_gguf_lora_parse(gr_gguf_lora *out, const uint8_t *bytes, size_t n, uint64
         g.architecture = gr_strndup(f.architecture.text, f.architecture.length);
         c.code = g.architecture ? 0 : gr_fail_memory(err, f.architecture.length + 1);
     }
+    g.invocation = f.invocation;
+    g.n_invocation = f.n_invocation;
     if (c.code) {
         gr_gguf_lora_finish(&g);
         return c.code;
     }
     g.alpha = (double)f.alpha;
-    g.has_alora = f.has_alora;
     g.has_tokenizer = f.has_tokenizer;
     *out = g;
     return 0;
@@ -524,6 +539,7 @@ int gr_gguf_lora_parse(gr_gguf_lora *out, const uint8_t *bytes, size_t n, uint64
 
 void gr_gguf_lora_finish(gr_gguf_lora *g) {
     gr_free(g->architecture);
+    gr_free(g->invocation);
     gr_tensor_list_finish(&g->tensors);
     memset(g, 0, sizeof *g);
 }

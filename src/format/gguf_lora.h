@@ -14,7 +14,8 @@
 typedef struct gr_gguf_lora {
     char *architecture;      /* general.architecture */
     double alpha;            /* adapter.lora.alpha, finite, not 0 */
-    bool has_alora;          /* adapter.alora.invocation_tokens is present (not applied: verification refuses) */
+    int32_t *invocation;     /* adapter.alora.invocation_tokens, not negative, or NULL */
+    size_t n_invocation;
     bool has_tokenizer;      /* tokenizer.* keys are present: never used, worth a warning */
     gr_tensor_list tensors;  /* row-major shapes (GGUF's ne reversed); only F32, F16, BF16 */
 } gr_gguf_lora;

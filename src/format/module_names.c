@@ -1,115 +1,9 @@
-/*
- * The tables that say which module of the Hugging Face model is which weight of the GGUF, and the taking apart
- * of tensor names. A row belongs here only if llama.cpp's conversion leaves the weight in one piece, with its
- * rows as they are or regrouped for NORM rope, and if libllama's graph uses it in a plain matrix product. That
- * is why some are missing: gptneox, falcon, bloom, baichuan, internlm2 and chatglm reorder or split fused
- * weights; glm4 has two row orders under one name; in mixtures of experts the experts are 3-D.
- */
+/* Names of tensors taken apart: those of PEFT files, of mlx-lm's, of GGUF adapters. */
 #include "module_names.h"
 
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
-
-/* ---- tables ---------------------------------------------------------------------------------------------- */
-
-#define Q(module, order) {module, "attn_q.weight", order}
-#define K(module, order) {module, "attn_k.weight", order}
-#define V(module) {module, "attn_v.weight", GR_ROWS_AS_IS}
-#define QKV(module) {module, "attn_qkv.weight", GR_ROWS_AS_IS}
-#define OUT(module) {module, "attn_output.weight", GR_ROWS_AS_IS}
-#define GATE(module) {module, "ffn_gate.weight", GR_ROWS_AS_IS}
-#define UP(module) {module, "ffn_up.weight", GR_ROWS_AS_IS}
-#define DOWN(module) {module, "ffn_down.weight", GR_ROWS_AS_IS}
-
-/* Rope as pairs (libllama's NORM): conversion regroups the rows of q and k. */
-#define ATTENTION_ROPE                                                                                   \
-    Q("self_attn.q_proj", GR_ROWS_ROPE_Q), K("self_attn.k_proj", GR_ROWS_ROPE_K), V("self_attn.v_proj"), \
-        OUT("self_attn.o_proj")
-/* Rope as halves (NEOX), or a checkpoint that has pairs already. */
-#define ATTENTION_AS_IS                                                                                \
-    Q("self_attn.q_proj", GR_ROWS_AS_IS), K("self_attn.k_proj", GR_ROWS_AS_IS), V("self_attn.v_proj"), \
-        OUT("self_attn.o_proj")
-#define GATED GATE("mlp.gate_proj"), UP("mlp.up_proj"), DOWN("mlp.down_proj")
-#define UNGATED UP("mlp.up_proj"), DOWN("mlp.down_proj")
-
-static const gr_module_rule rope_gated[] = {ATTENTION_ROPE, GATED};
-static const gr_module_rule rope_ungated[] = {ATTENTION_ROPE, UNGATED};
-static const gr_module_rule plain_gated[] = {ATTENTION_AS_IS, GATED};
-static const gr_module_rule plain_ungated[] = {ATTENTION_AS_IS, UNGATED};
-static const gr_module_rule phi2[] = {Q("self_attn.q_proj", GR_ROWS_AS_IS),
-                                      K("self_attn.k_proj", GR_ROWS_AS_IS),
-                                      V("self_attn.v_proj"),
-                                      OUT("self_attn.dense"),
-                                      UP("mlp.fc1"),
-                                      DOWN("mlp.fc2")};
-/* Fused weights keep their order: q, k, v; gate, up. */
-static const gr_module_rule phi3[] = {QKV("self_attn.qkv_proj"), OUT("self_attn.o_proj"),
-                                      UP("mlp.gate_up_proj"), DOWN("mlp.down_proj")};
-static const gr_module_rule gpt2[] = {QKV("attn.c_attn"), OUT("attn.c_proj"), UP("mlp.c_fc"),
-                                      DOWN("mlp.c_proj")};
-static const gr_module_rule starcoder2[] = {ATTENTION_AS_IS, UP("mlp.c_fc"), DOWN("mlp.c_proj")};
-static const gr_module_rule exaone[] = {Q("attn.attention.q_proj", GR_ROWS_AS_IS),
-                                        K("attn.attention.k_proj", GR_ROWS_AS_IS),
-                                        V("attn.attention.v_proj"),
-                                        OUT("attn.attention.out_proj"),
-                                        GATE("mlp.c_fc_0"),
-                                        UP("mlp.c_fc_1"),
-                                        DOWN("mlp.c_proj")};
-
-/* The same text model inside a multimodal one, as older and newer transformers name it. */
-static const char *const multimodal[] = {"model.language_model.layers", "language_model.model.layers",
-                                         "model.text_model.layers", NULL};
-
-#define ARCH(name, layers, also, conv1d, rules) \
-    {name, layers, also, conv1d, rules, sizeof rules / sizeof *rules}
-
-static const gr_arch archs[] = {
-    ARCH("llama", "model.layers", multimodal, false,
-         rope_gated), /* also Mistral, Mixtral's attention, InternLM3 */
-    ARCH("mistral3", "model.layers", multimodal, false, rope_gated),
-    ARCH("granite", "model.layers", multimodal, false, rope_gated),
-    ARCH("smollm3", "model.layers", NULL, false, rope_gated),
-    ARCH("olmo", "model.layers", NULL, false, rope_gated),
-    ARCH("minicpm", "model.layers", NULL, false, rope_gated),
-    ARCH("arcee", "model.layers", NULL, false, rope_ungated),
-    ARCH("qwen2", "model.layers", multimodal, false, plain_gated),
-    ARCH("qwen3", "model.layers", multimodal, false, plain_gated),
-    ARCH("gemma", "model.layers", multimodal, false, plain_gated),
-    ARCH("gemma2", "model.layers", multimodal, false, plain_gated),
-    ARCH("gemma3", "model.layers", multimodal, false, plain_gated),
-    ARCH("olmo2", "model.layers", NULL, false, plain_gated), /* also Olmo 3 */
-    ARCH("stablelm", "model.layers", NULL, false, plain_gated),
-    ARCH("command-r", "model.layers", NULL, false, plain_gated),
-    ARCH("cohere2", "model.layers", multimodal, false, plain_gated),
-    ARCH("exaone4", "model.layers", NULL, false, plain_gated),
-    ARCH("seed_oss", "model.layers", NULL, false, plain_gated),
-    ARCH("hunyuan-dense", "model.layers", NULL, false, plain_gated),
-    ARCH("ernie4_5", "model.layers", NULL, false, plain_gated),
-    ARCH("orion", "model.layers", NULL, false, plain_gated),
-    ARCH("nemotron", "model.layers", NULL, false, plain_ungated),
-    ARCH("apertus", "model.layers", NULL, false, plain_ungated),
-    ARCH("phi2", "model.layers", NULL, false, phi2),
-    ARCH("phi3", "model.layers", NULL, false, phi3), /* also Phi-4 */
-    ARCH("gpt2", "transformer.h", NULL, true, gpt2),
-    ARCH("starcoder", "transformer.h", NULL, false, gpt2), /* GPT-2's names on plain linear layers */
-    ARCH("starcoder2", "model.layers", NULL, false, starcoder2),
-    ARCH("exaone", "transformer.h", NULL, false, exaone),
-};
-
-const gr_arch *gr_arch_list(size_t *n) {
-    *n = sizeof archs / sizeof *archs;
-    return archs;
-}
-
-const gr_arch *gr_arch_find(const char *architecture) {
-    for (size_t i = 0; i < sizeof archs / sizeof *archs; i++) {
-        if (strcmp(archs[i].name, architecture) == 0) {
-            return &archs[i];
-        }
-    }
-    return NULL;
-}
 
 /* ---- pieces of names ------------------------------------------------------------------------------------- */
 
@@ -124,8 +18,7 @@ static const char *after(const char *s, const char *begin) {
     return strncmp(s, begin, n) == 0 ? s + n : NULL;
 }
 
-/* Reads "12." and returns what follows the dot; NULL unless the number is written as a program would write it.
- */
+/* Reads "12." and returns what follows the dot; NULL unless the number is written as a program would write it. */
 static const char *layer_number(const char *s, int *layer) {
     int value = 0;
     const char *p = s;
@@ -145,6 +38,131 @@ static const char *layer_number(const char *s, int *layer) {
 /* Names are printable (gr_tensor_name_check), but may be longer than a message should be. */
 #define NAME "\"%.160s\""
 
+/* ---- modules --------------------------------------------------------------------------------------------- */
+
+static const gr_module_rule *find_rule(gr_rules rules, const char *module) {
+    for (size_t i = 0; i < rules.n; i++) {
+        if (strcmp(module, rules.list[i].module) == 0) {
+            return &rules.list[i];
+        }
+    }
+    return NULL;
+}
+
+/* Past "LAYERS." if the path begins with it, or NULL. */
+static const char *past_layers(const char *path, const char *layers) {
+    const char *rest = after(path, layers);
+    return rest && *rest == '.' ? rest + 1 : NULL;
+}
+
+/* Past "ROOT." where ROOT is what has the list of layers: "model." of "model.layers". */
+static const char *past_root(const char *path, const char *layers) {
+    size_t n = (size_t)(strrchr(layers, '.') + 1 - layers);
+    return strncmp(path, layers, n) == 0 ? path + n : NULL;
+}
+
+/* One of the architecture's lists of layers: the i-th path of it, or NULL after the last. */
+static const char *layers_path(const gr_arch *arch, size_t i) {
+    return i == 0 ? arch->layers : arch->also ? arch->also[i - 1] : NULL;
+}
+
+/* The path within its layer ("self_attn.q_proj"), or NULL. */
+static const char *within_layer(const gr_arch *arch, const char *path, int *layer) {
+    const char *layers;
+    for (size_t i = 0; (layers = layers_path(arch, i)) != NULL; i++) {
+        const char *rest = past_layers(path, layers);
+        if (rest) {
+            return layer_number(rest, layer);
+        }
+    }
+    return NULL;
+}
+
+static const gr_module_rule *outside_layers(const gr_arch *arch, const char *path) {
+    const gr_module_rule *rule = find_rule(arch->rules[GR_RULES_HEADS], path);
+    const char *layers;
+    for (size_t i = 0; !rule && (layers = layers_path(arch, i)) != NULL; i++) {
+        const char *rest = past_root(path, layers);
+        rule = rest ? find_rule(arch->rules[GR_RULES_OUTER], rest) : NULL;
+    }
+    return rule;
+}
+
+/* Modules that models have somewhere and that no adapter can change here. */
+static bool is_other_module(const char *path) {
+    static const char *const names[] = {"embed_tokens", "lm_head",  "wte",       "wpe",       "score",
+                                        "classifier",   "ln_f",     "ln_1",      "ln_2",      "embed_in",
+                                        "embed_out",    "norm",     "layernorm", "rotary_emb", "embed_positions"};
+    const char *dot = strrchr(path, '.');
+    const char *last = dot ? dot + 1 : path;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (strcmp(last, names[i]) == 0) {
+            return true;
+        }
+    }
+    return ends_with(last, "_norm") || ends_with(last, "layernorm");
+}
+
+/* `code`: UNKNOWN_TARGET, or UNSUPPORTED_TARGET for a module that this architecture keeps in another form. */
+static int no_such_module(int code, const gr_arch *arch, const char *tensor, graft_error *err) {
+    char modules[280] = "";
+    size_t at = 0;
+    gr_rules linear = arch->rules[GR_RULES_LINEAR];
+    for (size_t i = 0; i < linear.n && at < sizeof modules; i++) {
+        at += (size_t)snprintf(modules + at, sizeof modules - at, "%s%s", i ? ", " : "", linear.list[i].module);
+    }
+    return gr_fail(err, code, "tensor " NAME ": %s has no such module%s (it has %s.N. with %s)", tensor, arch->name,
+                   code == GRAFT_E_UNSUPPORTED_TARGET ? ", it is fused or split otherwise" : "", arch->layers, modules);
+}
+
+/* Whether some architecture has a module of that name: then this one has it too, but fused or split otherwise. */
+static bool known_elsewhere(const char *module) {
+    size_t n;
+    const gr_arch *list = gr_arch_list(&n);
+    for (size_t i = 0; i < n; i++) {
+        if (find_rule(list[i].rules[GR_RULES_LINEAR], module)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Sets layer, rule and weight by the path. */
+static int find_target(gr_module_name *out, const gr_arch *arch, const char *tensor, graft_error *err) {
+    const char *module = within_layer(arch, out->path, &out->layer);
+    if (module) {
+        out->rule = find_rule(arch->rules[GR_RULES_LINEAR], module);
+        out->rule = out->rule ? out->rule : find_rule(arch->rules[GR_RULES_NORMS], module);
+    } else {
+        out->rule = outside_layers(arch, out->path);
+    }
+    if (out->rule && module) {
+        snprintf(out->weight, sizeof out->weight, "blk.%d.%s", out->layer, out->rule->weight);
+        return 0;
+    }
+    if (out->rule) {
+        snprintf(out->weight, sizeof out->weight, "%s", out->rule->weight);
+        return 0;
+    }
+    if (is_other_module(out->path)) {
+        return gr_fail(err, GRAFT_E_UNSUPPORTED_TARGET,
+                       "tensor " NAME ": adapters cannot change this module of %s models", tensor, arch->name);
+    }
+    bool other_form = module && known_elsewhere(module);
+    return no_such_module(other_form ? GRAFT_E_UNSUPPORTED_TARGET : GRAFT_E_UNKNOWN_TARGET, arch, tensor, err);
+}
+
+/* The first `length` bytes of `path` as the name's path, and what it is. */
+static int set_path(gr_module_name *name, const gr_arch *arch, const char *path, size_t length, const char *tensor,
+                    graft_error *err) {
+    if (length >= sizeof name->path) {
+        return no_such_module(GRAFT_E_UNKNOWN_TARGET, arch, tensor, err);
+    }
+    memcpy(name->path, path, length);
+    name->path[length] = '\0';
+    return find_target(name, arch, tensor, err);
+}
+
 /* ---- names in PEFT files --------------------------------------------------------------------------------- */
 
 static const char peft_prefix[] = "base_model.model.";
@@ -155,17 +173,10 @@ static int refuse_by_name(const char *tensor, graft_error *err) {
         const char *text;
         const char *means;
     } marks[] = {
-        {".lora_magnitude_vector", "DoRA's magnitudes"},
-        {".lora_embedding_", "an adapter on an embedding"},
-        {".trainable_tokens_", "trained tokens"},
-        {".token_adapter.", "trained tokens"},
-        {".modules_to_save.", "a module that was trained whole"},
-        {".original_module.", "a module that was trained whole"},
-        {".lora_A.bias", "a bias of the adapter"},
-        {".lora_B.bias", "a bias of the adapter"},
-        {".lora_A.default.bias", "a bias of the adapter"},
-        {".lora_B.default.bias", "a bias of the adapter"},
+        {".lora_A.bias", "a bias in front of the adapter's second half"},
+        {".lora_A.default.bias", "a bias in front of the adapter's second half"},
         {".experts.", "an adapter on the experts of a mixture"},
+        {".switch_mlp.", "an adapter on the experts of a mixture"},
         {".lora_diag", "KaSA's singular values"},
         {".lora_E", "an AdaLoRA adapter"},
         {".ranknum", "an AdaLoRA adapter"},
@@ -189,117 +200,91 @@ static int refuse_by_name(const char *tensor, graft_error *err) {
         return gr_fail(err, GRAFT_E_UNSUPPORTED_ADAPTER,
                        "tensor " NAME ": an adapter in the layout of image models", tensor);
     }
-    if (ends_with(tensor, ".lora_a") || ends_with(tensor, ".lora_b")) {
-        return gr_fail(err, GRAFT_E_UNSUPPORTED_ADAPTER,
-                       "tensor " NAME ": the layout of mlx-lm; convert the adapter to PEFT's", tensor);
-    }
     return 0;
 }
 
-/* A name without lora_A and lora_B: weights of the base, something trained whole, or nothing we know. */
-static int refuse_other(const char *tensor, graft_error *err) {
-    if (ends_with(tensor, ".base_layer.weight")) {
-        return gr_fail(err, GRAFT_E_BASE_WEIGHTS_INCLUDED,
-                       "tensor " NAME
-                       " is a weight of the base: save the adapter with save_embedding_layers=False",
-                       tensor);
-    }
-    if (after(tensor, peft_prefix) && ends_with(tensor, ".bias")) {
+static int refuse_layout(const char *tensor, graft_error *err) {
+    if (ends_with(tensor, ".lora_a") || ends_with(tensor, ".lora_b")) {
         return gr_fail(err, GRAFT_E_UNSUPPORTED_ADAPTER,
-                       "tensor " NAME " is a trained bias, which graft does not apply", tensor);
-    }
-    if (after(tensor, peft_prefix) && ends_with(tensor, ".weight")) {
-        return gr_fail(err, GRAFT_E_UNSUPPORTED_ADAPTER,
-                       "tensor " NAME
-                       " is a whole weight (modules_to_save, added tokens?), which graft does not apply",
-                       tensor);
+                       "tensor " NAME ": the layout of mlx-lm, in a folder of PEFT's", tensor);
     }
     return gr_fail(err, GRAFT_E_UNEXPECTED_TENSOR,
-                   "tensor " NAME " is no LoRA matrix (their names are base_model.model.….lora_A.weight)",
-                   tensor);
+                   "tensor " NAME " is no LoRA matrix (their names are base_model.model.….lora_A.weight)", tensor);
 }
 
-/* Where ".lora_A" or ".lora_B" and what may follow it begins, or NULL. */
-static const char *find_lora_suffix(const char *tensor, gr_lora_part *part) {
-    static const char *const rests[] = {".weight", ".default.weight", ".default", ""};
-    static const char *const marks[] = {".lora_A", ".lora_B"};
-    for (size_t m = 0; m < 2; m++) {
-        const char *mark = strstr(tensor, marks[m]);
-        for (size_t r = 0; mark && r < sizeof rests / sizeof *rests; r++) {
-            if (strcmp(mark + strlen(marks[m]), rests[r]) == 0) {
-                *part = m == 0 ? GR_PART_A : GR_PART_B;
-                return mark;
+typedef struct suffix {
+    const char *mark;           /* ".lora_A" */
+    const char *const *rests;   /* what may follow, to the end of the name */
+    gr_name_part part;
+    bool embedding, wrapped;
+} suffix;
+
+/* "default" is the adapter's name, which PEFT leaves out when it saves; hand-saved files have it. */
+static const char *const as_weight[] = {".weight", ".default.weight", ".default", "", NULL};
+static const char *const as_bias[] = {".bias", ".default.bias", NULL};
+static const char *const as_parameter[] = {"", ".default", NULL};
+static const char *const as_saved[] = {".weight", ".default.weight", NULL};
+static const char *const only_weight[] = {".weight", NULL};
+static const char *const only_bias[] = {".bias", NULL};
+
+/* The first that fits: longer ones stand before what they end with. */
+static const suffix suffixes[] = {
+    {".lora_A", as_weight, GR_PART_A, false, false},
+    {".lora_B", as_weight, GR_PART_B, false, false},
+    {".lora_B", as_bias, GR_PART_B_BIAS, false, false},
+    {".lora_magnitude_vector", as_weight, GR_PART_MAGNITUDE, false, false},
+    {".lora_embedding_A", as_parameter, GR_PART_A, true, false},
+    {".lora_embedding_B", as_parameter, GR_PART_B, true, false},
+    {".token_adapter.trainable_tokens_delta", as_parameter, GR_PART_TOKENS, false, true},
+    {".token_adapter.base_layer", only_weight, GR_PART_COPY, false, true},
+    {".original_module", only_weight, GR_PART_COPY, false, true},
+    {".original_module", only_bias, GR_PART_COPY, false, true},
+    {".modules_to_save", as_saved, GR_PART_VALUE, false, true},
+    {".modules_to_save", as_bias, GR_PART_BIAS, false, true},
+    {".base_layer", only_weight, GR_PART_COPY, false, true},
+    {".base_layer", only_bias, GR_PART_BIAS, false, true},
+    {"", only_weight, GR_PART_VALUE, false, false},
+    {"", only_bias, GR_PART_BIAS, false, false},
+};
+
+/* Where the suffix begins, with *which; or NULL. */
+static const char *find_suffix(const char *tensor, const suffix **which) {
+    for (size_t i = 0; i < sizeof suffixes / sizeof *suffixes; i++) {
+        for (const char *const *rest = suffixes[i].rests; *rest; rest++) {
+            char end[64];
+            snprintf(end, sizeof end, "%s%s", suffixes[i].mark, *rest);
+            if (ends_with(tensor, end)) {
+                *which = &suffixes[i];
+                return tensor + strlen(tensor) - strlen(end);
             }
         }
     }
     return NULL;
 }
 
-/* Past "LAYERS." if the path begins with one of the architecture's layer lists, or NULL. */
-static const char *past_layers(const gr_arch *arch, const char *path) {
-    const char *rest = after(path, arch->layers);
-    for (size_t i = 0; !(rest && *rest == '.') && arch->also && arch->also[i]; i++) {
-        rest = after(path, arch->also[i]);
+/* Whether PEFT writes this for a module of that kind. */
+static int check_role(const gr_module_name *name, const char *tensor, graft_error *err) {
+    gr_role role = name->rule->role;
+    bool low_rank = name->part == GR_PART_A || name->part == GR_PART_B;
+    if (low_rank && role == GR_ROLE_NORM) {
+        return gr_fail(err, GRAFT_E_UNSUPPORTED_TARGET, "tensor " NAME ": low-rank adapters on norms do not exist", tensor);
     }
-    return rest && *rest == '.' ? rest + 1 : NULL;
-}
-
-/* Modules that every architecture has somewhere and that are no product inside a layer. */
-static bool is_other_module(const char *path) {
-    static const char *const names[] = {
-        "embed_tokens", "lm_head",  "wte",       "wpe",  "score",     "classifier", "ln_f",           "ln_1",
-        "ln_2",         "embed_in", "embed_out", "norm", "layernorm", "rotary_emb", "embed_positions"};
-    const char *dot = strrchr(path, '.');
-    const char *last = dot ? dot + 1 : path;
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        if (strcmp(last, names[i]) == 0) {
-            return true;
-        }
+    if (low_rank && name->embedding != (role == GR_ROLE_EMBEDDING)) {
+        return gr_fail(err, GRAFT_E_UNEXPECTED_TENSOR,
+                       "tensor " NAME ": only adapters of embeddings have, and all of them, lora_embedding_ in their names", tensor);
     }
-    return ends_with(last, "_norm") || ends_with(last, "layernorm");
-}
-
-/* `code`: UNKNOWN_TARGET, or UNSUPPORTED_TARGET for a module that this architecture keeps in another form. */
-static int no_such_module(int code, const gr_arch *arch, const char *tensor, graft_error *err) {
-    char modules[280] = "";
-    size_t at = 0;
-    for (size_t i = 0; i < arch->n_rules && at < sizeof modules; i++) {
-        at += (size_t)snprintf(modules + at, sizeof modules - at, "%s%s", i ? ", " : "", arch->rules[i].module);
+    if (name->part == GR_PART_TOKENS && role != GR_ROLE_EMBEDDING && role != GR_ROLE_HEAD) {
+        return gr_fail(err, GRAFT_E_UNEXPECTED_TENSOR, "tensor " NAME ": this module has no tokens", tensor);
     }
-    return gr_fail(err, code, "tensor " NAME ": %s has no such module%s (it has %s.N. with %s)", tensor, arch->name,
-                   code == GRAFT_E_UNSUPPORTED_TARGET ? ", it is fused or split otherwise" : "", arch->layers, modules);
-}
-
-/* Whether some architecture has a module of that name: then this one has it too, but fused or split otherwise. */
-static bool known_elsewhere(const char *module) {
-    size_t n;
-    const gr_arch *list = gr_arch_list(&n);
-    for (size_t i = 0; i < n; i++) {
-        for (size_t j = 0; j < list[i].n_rules; j++) {
-            if (strcmp(module, list[i].rules[j].module) == 0) {
-                return true;
-            }
-        }
+    if (name->part == GR_PART_COPY && role == GR_ROLE_LINEAR) {
+        return gr_fail(err, GRAFT_E_BASE_WEIGHTS_INCLUDED,
+                       "tensor " NAME " is a weight of the base: save the adapter alone", tensor);
     }
-    return false;
-}
-
-static int find_target(gr_module_name *out, const gr_arch *arch, const char *tensor, graft_error *err) {
-    const char *module = past_layers(arch, out->path);
-    module = module ? layer_number(module, &out->layer) : NULL;
-    for (size_t i = 0; module && i < arch->n_rules; i++) {
-        if (strcmp(module, arch->rules[i].module) == 0) {
-            out->rule = &arch->rules[i];
-            snprintf(out->weight, sizeof out->weight, "blk.%d.%s", out->layer, out->rule->weight);
-            return 0;
-        }
-    }
-    if (is_other_module(out->path)) {
+    if (name->part == GR_PART_VALUE && role == GR_ROLE_LINEAR) {
         return gr_fail(err, GRAFT_E_UNSUPPORTED_TARGET,
-                       "tensor " NAME ": adapters on embeddings, heads and norms are not supported", tensor);
+                       "tensor " NAME " is a whole weight inside a layer; of those only norms can be replaced", tensor);
     }
-    bool other_form = module && known_elsewhere(module);
-    return no_such_module(other_form ? GRAFT_E_UNSUPPORTED_TARGET : GRAFT_E_UNKNOWN_TARGET, arch, tensor, err);
+    return 0;
 }
 
 int gr_module_name_parse(gr_module_name *out, const gr_arch *arch, const char *tensor, graft_error *err) {
@@ -308,71 +293,93 @@ int gr_module_name_parse(gr_module_name *out, const gr_arch *arch, const char *t
         return code;
     }
     gr_module_name name = {.layer = -1};
-    const char *suffix = find_lora_suffix(tensor, &name.part);
-    if (!suffix) {
-        return refuse_other(tensor, err);
+    const suffix *which = NULL;
+    const char *end = find_suffix(tensor, &which), *path = after(tensor, peft_prefix);
+    if (!end || (!path && which->mark[0] == '\0')) {
+        return refuse_layout(tensor, err);
     }
-    const char *path = after(tensor, peft_prefix);
-    if (!path || path >= suffix) {
-        return gr_fail(err, GRAFT_E_UNKNOWN_TARGET, "tensor " NAME " does not begin with base_model.model.",
-                       tensor);
+    if (!path || path >= end) {
+        return gr_fail(err, GRAFT_E_UNKNOWN_TARGET, "tensor " NAME " does not begin with base_model.model.", tensor);
     }
-    size_t length = (size_t)(suffix - path);
-    if (length >= sizeof name.path) {
-        return no_such_module(GRAFT_E_UNKNOWN_TARGET, arch, tensor, err);
-    }
-    memcpy(name.path, path, length);
-    code = find_target(&name, arch, tensor, err);
+    name.part = which->part;
+    name.embedding = which->embedding;
+    name.wrapped = which->wrapped;
+    code = set_path(&name, arch, path, (size_t)(end - path), tensor, err);
+    code = code ? code : check_role(&name, tensor, err);
     if (!code) {
         *out = name;
     }
     return code;
 }
 
+/* ---- names in mlx-lm's files ----------------------------------------------------------------------------- */
+
+int gr_mlx_name_parse(gr_module_name *out, const gr_arch *arch, const char *tensor, graft_error *err) {
+    static const struct {
+        const char *end;
+        gr_name_part part;
+    } ends[] = {{".lora_a", GR_PART_A}, {".lora_b", GR_PART_B}, {".m", GR_PART_MAGNITUDE}};
+    int code = refuse_by_name(tensor, err);
+    if (code) {
+        return code;
+    }
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        if (!ends_with(tensor, ends[i].end)) {
+            continue;
+        }
+        gr_module_name name = {.layer = -1, .part = ends[i].part};
+        code = set_path(&name, arch, tensor, strlen(tensor) - strlen(ends[i].end), tensor, err);
+        if (!code && name.rule->role == GR_ROLE_NORM) {
+            code = gr_fail(err, GRAFT_E_UNSUPPORTED_TARGET, "tensor " NAME ": low-rank adapters on norms do not exist", tensor);
+        }
+        if (!code) {
+            *out = name;
+        }
+        return code;
+    }
+    return gr_fail(err, GRAFT_E_UNEXPECTED_TENSOR,
+                   "tensor " NAME " is no LoRA matrix (their names are model.layers.N.….lora_a)", tensor);
+}
+
 /* ---- names in GGUF adapters ------------------------------------------------------------------------------ */
 
-static int check_gguf_weight(gr_module_name *name, const gr_arch *arch, const char *tensor, graft_error *err) {
-    static const char *const no_products[] = {"token_embd.weight", "output.weight", "position_embd.weight",
-                                              "rope_freqs.weight"};
-    bool product = ends_with(name->weight, ".weight") && !ends_with(name->weight, "_norm.weight");
-    for (size_t i = 0; i < sizeof no_products / sizeof *no_products; i++) {
-        product = product && strcmp(name->weight, no_products[i]) != 0;
-    }
-    if (!product) {
+/* `value`: a whole tensor, which only norms are. */
+static int check_gguf_weight(gr_module_name *name, const gr_arch *arch, bool value, const char *tensor, graft_error *err) {
+    bool product = ends_with(name->weight, ".weight") && !ends_with(name->weight, "_norm.weight") &&
+                   strcmp(name->weight, "position_embd.weight") != 0 && strcmp(name->weight, "rope_freqs.weight") != 0;
+    if (!product && !value) {
         return gr_fail(err, GRAFT_E_UNSUPPORTED_TARGET,
-                       "tensor " NAME ": adapters on embeddings, heads, norms and biases are not supported",
-                       tensor);
+                       "tensor " NAME ": low-rank adapters on positions, norms and biases do not exist", tensor);
     }
     const char *within = after(name->weight, "blk.");
     within = within ? layer_number(within, &name->layer) : NULL;
-    if (!within || !*within) {
+    bool outer = strcmp(name->weight, "token_embd.weight") == 0 || strcmp(name->weight, "output.weight") == 0 ||
+                 strcmp(name->weight, "output_norm.weight") == 0;
+    if (!outer && (!within || !*within)) {
         return gr_fail(err, GRAFT_E_UNKNOWN_TARGET,
                        "tensor " NAME " belongs to no layer (their names begin with blk.N.)", tensor);
     }
-    for (size_t i = 0; arch && i < arch->n_rules; i++) {
-        if (strcmp(within, arch->rules[i].weight) == 0) {
-            name->rule = &arch->rules[i];
-        }
-    }
+    name->rule = arch ? gr_arch_rule_of(arch, outer ? name->weight : within) : NULL;
     return 0;
 }
 
 int gr_gguf_name_parse(gr_module_name *out, const gr_arch *arch, const char *tensor, graft_error *err) {
-    static const size_t suffix = sizeof ".lora_a" - 1;
+    static const size_t ab = sizeof ".lora_a" - 1;
     gr_module_name name = {.layer = -1};
     size_t length = strlen(tensor);
-    bool a = ends_with(tensor, ".lora_a"), b = ends_with(tensor, ".lora_b");
+    bool a = ends_with(tensor, ".lora_a"), b = ends_with(tensor, ".lora_b"), norm = ends_with(tensor, "_norm.weight");
+    size_t end = norm ? 0 : ab;
     /* A second suffix inside: whoever strips suffixes by replacing text would see another weight than we do. */
-    bool twice = length > suffix && (strstr(tensor, ".lora_a.") || strstr(tensor, ".lora_b."));
-    if ((!a && !b) || twice || length == suffix || length - suffix >= sizeof name.weight) {
+    bool twice = length > ab && (strstr(tensor, ".lora_a.") || strstr(tensor, ".lora_b."));
+    if ((!a && !b && !norm) || twice || length <= end || length - end >= sizeof name.weight) {
         return gr_fail(err, GRAFT_E_UNEXPECTED_TENSOR,
                        "tensor " NAME " is no LoRA matrix (their names are blk.N.….weight.lora_a and .lora_b)",
                        tensor);
     }
-    name.part = a ? GR_PART_A : GR_PART_B;
-    memcpy(name.weight, tensor, length - suffix);
-    memcpy(name.path, tensor, length - suffix);
-    int code = check_gguf_weight(&name, arch, tensor, err);
+    name.part = norm ? GR_PART_VALUE : a ? GR_PART_A : GR_PART_B;
+    memcpy(name.weight, tensor, length - end);
+    memcpy(name.path, tensor, length - end);
+    int code = check_gguf_weight(&name, arch, norm, tensor, err);
     if (!code) {
         *out = name;
     }

@@ -8,6 +8,7 @@
 #include "base/buffer.h"
 #include "base/memory.h"
 #include "format/json.h"
+#include "format/peft_lists.h"
 
 #include <limits.h>
 #include <math.h>
@@ -115,13 +116,8 @@ static const struct {
     enum off off;
     const char *means;
 } refused[] = {
-    {"use_dora", OFF_FALSY, "DoRA"},
-    {"lora_bias", OFF_FALSY, "a bias in the adapter"},
-    {"modules_to_save", OFF_FALSY, "modules that were trained whole"},
     {"target_parameters", OFF_FALSY, "adapters on parameters (experts)"},
-    {"trainable_token_indices", OFF_FALSY, "trained tokens"},
     {"layer_replication", OFF_FALSY, "repeated layers"},
-    {"alora_invocation_tokens", OFF_NULL, "activated LoRA"},
     {"use_qalora", OFF_FALSY, "QA-LoRA"},
     {"use_bdlora", OFF_NULL, "BD-LoRA"},
     {"arrow_config", OFF_NULL, "Arrow routing"},
@@ -135,7 +131,7 @@ static const struct {
  * tensors there are says it better. The *_config ones belong to ways of initialising, which init_lora_weights
  * names. velora_config changes the backward pass only. The last three are ms-swift's. */
 static const char *const harmless[] = {
-    "auto_mapping",    "base_model_name_or_path", "corda_config",   "ensure_weight_tying", "eva_config",
+    "auto_mapping",    "base_model_name_or_path", "corda_config",   "eva_config",
     "exclude_modules", "inference_mode",          "layers_pattern", "lora_dropout",        "lora_ga_config",
     "megatron_core",   "merge_weights",           "peft_version",   "qalora_group_size",   "revision",
     "runtime_config",  "target_modules",          "velora_config",  "lora_dtype",          "lorap_emb_lr",
@@ -144,8 +140,10 @@ static const char *const harmless[] = {
 
 /* Read by functions of their own. */
 static const char *const handled[] = {
-    "alpha_pattern", "bias", "fan_in_fan_out", "init_lora_weights", "layers_to_transform", "lora_alpha",
-    "peft_type",     "r",    "rank_pattern",   "task_type",         "use_rslora",
+    "alora_invocation_tokens", "alpha_pattern",   "bias", "ensure_weight_tying", "fan_in_fan_out", "init_lora_weights",
+    "layers_to_transform",     "lora_alpha",      "lora_bias", "modules_to_save", "peft_type",
+    "r",                       "rank_pattern",    "task_type", "trainable_token_indices", "use_dora",
+    "use_rslora",
 };
 
 static bool is_in(const char *key, const char *const *list, size_t n) {
@@ -208,15 +206,22 @@ static int check_peft_type(const parse *p, bool *is_lora) {
     return 0;
 }
 
-static int check_bias(const parse *p) {
+static int read_bias(const parse *p) {
     const char *bias = NULL;
     int code = get_string(p, "bias", &bias);
-    if (!code && bias && strcmp(bias, "none") != 0) {
-        char quoted[GR_QUOTE_SIZE];
-        gr_report_error(p->report, GRAFT_E_UNSUPPORTED_ADAPTER, "bias", "is \"%s\" (allowed: \"none\")",
+    if (code || !bias || strcmp(bias, "none") == 0) {
+        return code;
+    }
+    char quoted[GR_QUOTE_SIZE];
+    if (strcmp(bias, "all") == 0) {
+        p->c->biases = GR_BIASES_ALL;
+    } else if (strcmp(bias, "lora_only") == 0) {
+        p->c->biases = GR_BIASES_LORA_ONLY;
+    } else {
+        gr_report_error(p->report, GRAFT_E_UNSUPPORTED_ADAPTER, "bias", "is \"%s\" (allowed: \"none\", \"all\", \"lora_only\")",
                         gr_quote(quoted, bias, strlen(bias)));
     }
-    return code;
+    return 0;
 }
 
 /* The task adds a head of its own unless it is one of generating text. */
@@ -715,6 +720,17 @@ void gr_peft_config_report_unused(const gr_peft_config *c, gr_report *report) {
 
 /* ---- the whole ------------------------------------------------------------------------------------------- */
 
+/* What PEFT itself refuses together. */
+static void check_together(const parse *p) {
+    if (p->c->use_dora && p->c->lora_bias) {
+        gr_report_error(p->report, GRAFT_E_UNSUPPORTED_ADAPTER, "lora_bias", "with use_dora is nothing that PEFT has");
+    }
+    if (p->c->use_dora && p->c->invocation) {
+        gr_report_error(p->report, GRAFT_E_UNSUPPORTED_ADAPTER, "alora_invocation_tokens",
+                        "with use_dora is nothing that PEFT has");
+    }
+}
+
 static int read_all(parse *p) {
     gr_peft_config *c = p->c;
     int code;
@@ -727,12 +743,16 @@ static int read_all(parse *p) {
     if (code || !is_lora) {
         return code;
     }
-    if ((code = check_bias(p)) || (code = check_task(p)) || (code = check_init(p)) ||
+    if ((code = read_bias(p)) || (code = check_task(p)) || (code = check_init(p)) ||
         (code = get_bool(p, "use_rslora", &c->use_rslora)) ||
-        (code = get_bool(p, "fan_in_fan_out", &c->fan_in_fan_out)) || (code = read_base(p)) ||
-        (code = read_targets(p)) || (code = read_layers(p))) {
+        (code = get_bool(p, "fan_in_fan_out", &c->fan_in_fan_out)) ||
+        (code = get_bool(p, "use_dora", &c->use_dora)) || (code = get_bool(p, "lora_bias", &c->lora_bias)) ||
+        (code = get_bool(p, "ensure_weight_tying", &c->ties_weights)) ||
+        (code = read_base(p)) || (code = read_targets(p)) || (code = read_layers(p)) ||
+        (code = gr_peft_lists_read(c, p->root, p->report, p->err))) {
         return code;
     }
+    check_together(p);
     check_keys(p);
     read_rank(p);
     read_alpha(p);
@@ -765,5 +785,6 @@ void gr_peft_config_finish(gr_peft_config *c) {
     gr_free(c->base_model);
     gr_free(c->target_modules);
     gr_free(c->layers);
+    gr_peft_lists_finish(c);
     memset(c, 0, sizeof *c);
 }

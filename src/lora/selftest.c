@@ -57,9 +57,9 @@ static size_t pick_weights(int *out, const gr_base_model *base, size_t max) {
     size_t n = 0;
     int last = base->n_layer - 1;
     for (int layer = 0; layer <= last; layer += last > 0 ? last : 1) {
-        for (size_t r = 0; r < base->arch->n_rules && n < max; r++) {
+        for (size_t r = 0; r < base->arch->rules[GR_RULES_LINEAR].n && n < max; r++) {
             char name[96];
-            snprintf(name, sizeof name, "blk.%d.%s", layer, base->arch->rules[r].weight);
+            snprintf(name, sizeof name, "blk.%d.%s", layer, base->arch->rules[GR_RULES_LINEAR].list[r].weight);
             int id = gr_base_model_weight(base, name);
             size_t at = n;
             while (id >= 0 && at > 0 && out[at - 1] > id) {

@@ -86,7 +86,7 @@ static int make_adapter(gr_adapter **out, const gr_plan *plan, graft_adapter_typ
     a->rank_min = plan->rank_min;
     a->rank_max = plan->rank_max;
     a->type = type;
-    a->format = plan->source->format == GR_SOURCE_PEFT ? "peft" : "gguf";
+    a->format = gr_source_format_name(plan->source->format);
     return 0;
 }
 

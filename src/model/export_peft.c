@@ -55,23 +55,13 @@ typedef struct writer {
 
 /* ---- modules -------------------------------------------------------------------------------------------- */
 
-/* The one rule of the architecture for this weight; NULL if there is none, or several. */
+/* The rule of the architecture for this weight of a layer; NULL if there is none. */
 static const gr_module_rule *rule_of(const gr_plan *plan, const gr_weight *w) {
-    const gr_arch *arch = plan->base->arch;
-    const gr_module_rule *found = NULL;
     const char *within = w->name + strcspn(w->name, ".");
     within += *within == '.';
     within += strcspn(within, ".");
     within += *within == '.';
-    for (size_t i = 0; w->layer >= 0 && i < arch->n_rules; i++) {
-        if (strcmp(arch->rules[i].weight, within) == 0) {
-            if (found) {
-                return NULL;
-            }
-            found = &arch->rules[i];
-        }
-    }
-    return found;
+    return w->layer >= 0 ? gr_arch_rule_of(plan->base->arch, within) : NULL;
 }
 
 static int heads_of(const gr_base_model *base, gr_row_order order) {

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #define WEIGHTS_NAME "adapter_model.safetensors"
+#define MLX_WEIGHTS_NAME "adapters.safetensors"
 #define CONFIG_NAME "adapter_config.json"
 
 enum {
@@ -40,7 +41,6 @@ static const struct {
     {"adapter_model.pt", GRAFT_E_PICKLE_REFUSED, "pickled weights, which can run code; save them as safetensors"},
     {"adapter_model.pth", GRAFT_E_PICKLE_REFUSED, "pickled weights, which can run code; save them as safetensors"},
     {"pytorch_model.bin", GRAFT_E_PICKLE_REFUSED, "pickled weights, which can run code, and of a whole model"},
-    {"adapters.safetensors", GRAFT_E_UNSUPPORTED_FORMAT, "an adapter of MLX, not of PEFT"},
     {"model.safetensors", GRAFT_E_NOT_AN_ADAPTER, "a whole model, not an adapter"},
     {"pytorch_lora_weights.safetensors", GRAFT_E_NOT_AN_ADAPTER, "a LoRA of diffusers, for image models"},
 };
@@ -65,8 +65,14 @@ static int check_root(const gr_file *f, gr_source_limits limits, graft_error *er
     return limits.root ? gr_file_below(f, limits.root, err) : 0;
 }
 
+/* PEFT's file, or mlx-lm's where there is none; sets the format by it. */
 static int open_weights(gr_source *s, int dir, gr_source_limits limits, graft_error *err) {
+    s->format = GR_SOURCE_PEFT;
     int rc = gr_file_open(&s->weights, dir, WEIGHTS_NAME, err);
+    if (rc == GRAFT_E_ADAPTER_FILE_MISSING) {
+        s->format = GR_SOURCE_MLX;
+        rc = gr_file_open(&s->weights, dir, MLX_WEIGHTS_NAME, err);
+    }
     if (rc == GRAFT_E_ADAPTER_FILE_MISSING) {
         return weights_missing(dir, err);
     }
@@ -130,7 +136,9 @@ static int read_config(gr_source *s, int dir, gr_source_limits limits, gr_report
     if (!rc) {
         rc = gr_sha256_of(s->config_hash, json, length, err);
     }
-    if (!rc) {
+    if (!rc && s->format == GR_SOURCE_MLX) {
+        rc = gr_mlx_config_parse(&s->mlx, json, length, report, err);
+    } else if (!rc) {
         rc = gr_peft_config_parse(&s->config, json, length, report, err);
     }
     gr_free(json);
@@ -138,7 +146,6 @@ static int read_config(gr_source *s, int dir, gr_source_limits limits, gr_report
 }
 
 static int open_folder(gr_source *s, int dir, gr_source_limits limits, gr_report *report, graft_error *err) {
-    s->format = GR_SOURCE_PEFT;
     int rc = open_weights(s, dir, limits, err);
     if (!rc) {
         rc = read_config(s, dir, limits, report, err);
@@ -176,7 +183,7 @@ static int other_file(const gr_source *s, const uint8_t *first, size_t n, graft_
     if (!ends_with(s->path, ".safetensors") && rc != GRAFT_E_PICKLE_REFUSED && rc != GRAFT_E_LFS_POINTER &&
         rc != GRAFT_E_HEADER_TOO_SMALL) {
         return gr_fail(err, GRAFT_E_UNSUPPORTED_FORMAT,
-                       "%s: is no GGUF file; give a GGUF adapter or the folder of a PEFT adapter", name);
+                       "%s: is no GGUF file; give a GGUF adapter or the folder of an adapter of PEFT or mlx-lm", name);
     }
     return rc;
 }
@@ -229,6 +236,15 @@ static int open_file(gr_source *s, gr_source_limits limits, graft_error *err) {
     return rc;
 }
 
+const char *gr_source_format_name(gr_source_format format) {
+    switch (format) {
+    case GR_SOURCE_PEFT: return "peft";
+    case GR_SOURCE_GGUF: return "gguf";
+    case GR_SOURCE_MLX: return "mlx";
+    }
+    return "?";
+}
+
 /* ---- both ----------------------------------------------------------------------------------------------- */
 
 static int open_either(gr_source *s, gr_source_limits limits, gr_report *report, graft_error *err) {
@@ -271,6 +287,7 @@ void gr_source_close(gr_source *s) {
         gr_file_close(&s->weights);
         gr_tensor_list_finish(&s->tensors);
         gr_peft_config_finish(&s->config);
+        gr_mlx_config_finish(&s->mlx);
         gr_gguf_lora_finish(&s->gguf);
         gr_free(s->path);
         gr_free(s);

@@ -8,17 +8,22 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "format/gguf_lora.h"
+#include "format/mlx_config.h"
 #include "format/peft_config.h"
 #include "format/tensor_info.h"
 
-typedef enum gr_source_format { GR_SOURCE_PEFT, GR_SOURCE_GGUF } gr_source_format;
+typedef enum gr_source_format { GR_SOURCE_PEFT, GR_SOURCE_GGUF, GR_SOURCE_MLX } gr_source_format;
+
+/* "peft", "gguf", "mlx". Static storage. */
+const char *gr_source_format_name(gr_source_format format);
 
 typedef struct gr_source {
     gr_source_format format;
     char *path;                /* as given */
     gr_file weights;           /* stays open: reading continues on this inode whatever happens to the path */
-    gr_tensor_list tensors;    /* PEFT: own; GGUF: moved out of `gguf` */
+    gr_tensor_list tensors;    /* of a folder: own; GGUF: moved out of `gguf` */
     gr_peft_config config;     /* PEFT only */
+    gr_mlx_config mlx;         /* MLX only */
     gr_gguf_lora gguf;         /* GGUF only */
     uint8_t config_hash[32];   /* SHA-256 of adapter_config.json's bytes; of nothing for GGUF */
 } gr_source;
@@ -30,7 +35,7 @@ typedef struct gr_source_limits {
 } gr_source_limits;
 
 /*
- * Opens the PEFT folder or GGUF file at `path`. Both files of a folder are opened relative to one descriptor of
+ * Opens the folder of PEFT or mlx-lm, or the GGUF file, at `path`. Both files of a folder are opened relative to one descriptor of
  * the folder. Config findings go to `report` (the source is then open, and not loadable); the rest is returned:
  * ADAPTER_FILE_MISSING (`path` itself; what is wrong with that says all of it), MISSING_FILE (names which), CONFIG_MISSING
  * (also for the path of a safetensors file: the folder is wanted), NOT_READABLE, NOT_REGULAR_FILE, IO_ERROR (also: no

@@ -1,378 +1,15 @@
-/* Names to weights, then pairs to plan entries, then the config: in this order reasons are told. */
+/*
+ * The whole of verification: names to modules (verify_names.c), modules to entries (verify_shapes.c), then the config
+ * (verify_config.c): in this order reasons are told.
+ */
 #include "verify.h"
 
 #include "base/memory.h"
+#include "model/verify_state.h"
 
-#include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-
-#define PEFT_PREFIX "base_model.model."
-enum { NAMES_SHOWN = 5 };
-
-/* What the adapter has for one weight of the base; the array of slots is indexed by weight id. */
-typedef struct slot {
-    const gr_tensor_info *a, *b;
-    char *path; /* owned until it moves into the plan; NULL: nothing bound here */
-    const gr_module_rule *rule;
-} slot;
-
-typedef struct checker {
-    const gr_base_model *base;
-    gr_source *source;
-    gr_report *report;
-    slot *slots;
-    bool *layer_seen;   /* by layer: some tensor of the adapter belongs to it */
-    size_t n_bound;     /* tensors whose names made sense for this architecture */
-    size_t n_unbound;   /* tensors with an error of their own, by name */
-    size_t n_unmapped;  /* LoRA tensors of other models' paths; told in one summary */
-    const char *unmapped[NAMES_SHOWN];
-    bool config_sound;  /* the config brought no error: its numbers can be compared */
-} checker;
-
-/* ---- words ---------------------------------------------------------------------------------------------- */
-
-/* A tensor name as the report's `where`: whole if it is short and plain, else quoted and cut. */
-static const char *where(char out[GR_QUOTE_SIZE], const char *name) {
-    size_t n = strlen(name), i = 0;
-    while (i < n && name[i] >= 0x20 && name[i] < 0x7f) {
-        i++;
-    }
-    if (i == n && n < 160) {
-        memcpy(out, name, n + 1);
-        return out;
-    }
-    return gr_quote(out, name, n);
-}
-
-/* "[64, 8]" */
-static const char *shape_text(char out[96], const gr_tensor_info *t) {
-    int o = snprintf(out, 96, "[");
-    for (uint32_t i = 0; i < t->n_dims; i++) {
-        o += snprintf(out + o, 96 - (size_t)o, "%s%" PRIu64, i ? ", " : "", t->shape[i]);
-    }
-    snprintf(out + o, 96 - (size_t)o, "]");
-    return out;
-}
-
-/* The name that the other half of a pair would have. */
-static const char *partner(char out[GR_MAX_TENSOR_NAME + 1], const char *name) {
-    snprintf(out, GR_MAX_TENSOR_NAME + 1, "%s", name);
-    for (char *p = out + strlen(out); p-- > out;) {
-        if (strncmp(p, "lora_A", 6) == 0 || strncmp(p, "lora_a", 6) == 0) {
-            p[5]++;
-            break;
-        }
-        if (strncmp(p, "lora_B", 6) == 0 || strncmp(p, "lora_b", 6) == 0) {
-            p[5]--;
-            break;
-        }
-    }
-    return out;
-}
-
-/* ---- names to weights ----------------------------------------------------------------------------------- */
-
-static int parse_name(const checker *c, gr_module_name *out, const char *name, graft_error *err) {
-    return c->source->format == GR_SOURCE_PEFT ? gr_module_name_parse(out, c->base->arch, name, err)
-                                               : gr_gguf_name_parse(out, c->base->arch, name, err);
-}
-
-static bool in_layers(const char *path, const char *layers) {
-    size_t n = strlen(layers);
-    return strncmp(path, layers, n) == 0 && path[n] == '.';
-}
-
-/* Whether the name does not even lie among this architecture's layers, as with "language_model." in front: then
- * probably all are like that, and one summary says more than a hundred reasons. */
-static bool foreign(const checker *c, const char *name) {
-    const gr_arch *arch = c->base->arch;
-    if (c->source->format == GR_SOURCE_GGUF) {
-        return !in_layers(name, "blk");
-    }
-    if (strncmp(name, PEFT_PREFIX, strlen(PEFT_PREFIX)) != 0) {
-        return true;
-    }
-    const char *path = name + strlen(PEFT_PREFIX);
-    bool ours = in_layers(path, arch->layers);
-    for (size_t i = 0; arch->also && arch->also[i]; i++) {
-        ours = ours || in_layers(path, arch->also[i]);
-    }
-    return !ours;
-}
-
-/* The parsers of names begin their messages with the name, which `where` says already. */
-static const char *without_name(const char *message, const char *name) {
-    char begin[GR_MAX_TENSOR_NAME + 16];
-    int n = snprintf(begin, sizeof begin, "tensor \"%.160s\"", name);
-    if (strncmp(message, begin, (size_t)n) != 0) {
-        return message;
-    }
-    message += n;
-    return message + strspn(message, ": ");
-}
-
-static void name_failed(checker *c, const gr_tensor_info *t, int code, const graft_error *why) {
-    if (code == GRAFT_E_UNKNOWN_TARGET && foreign(c, t->name)) {
-        if (c->n_unmapped < NAMES_SHOWN) {
-            c->unmapped[c->n_unmapped] = t->name;
-        }
-        c->n_unmapped++;
-        return;
-    }
-    char q[GR_QUOTE_SIZE];
-    gr_report_error(c->report, code, where(q, t->name), "%s", without_name(why->message, t->name));
-    c->n_unbound++;
-}
-
-static void weight_missing(checker *c, const gr_tensor_info *t, const gr_module_name *name) {
-    char q[GR_QUOTE_SIZE];
-    gr_report_error(c->report, GRAFT_E_UNKNOWN_TARGET, where(q, t->name),
-                    "the base has no %s; it has layers 0 to %d (wrong base model?)", name->weight,
-                    c->base->n_layer - 1);
-    c->n_unbound++;
-}
-
-/* layers_to_transform says which layers may have tensors; a file that disagrees belongs to another config. */
-static bool layer_listed(const gr_peft_config *config, int layer) {
-    size_t low = 0, high = config->n_layers;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (config->layers[middle] == layer) {
-            return true;
-        }
-        if (config->layers[middle] < layer) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return config->layers == NULL;
-}
-
-static int bind(checker *c, const gr_tensor_info *t, graft_error *err) {
-    gr_module_name name;
-    graft_error why;
-    int rc = parse_name(c, &name, t->name, &why);
-    if (rc == GRAFT_E_OUT_OF_MEMORY) {
-        return gr_fail(err, rc, "%s", why.message);
-    }
-    if (rc) {
-        name_failed(c, t, rc, &why);
-        return 0;
-    }
-    c->n_bound++;
-    if (name.layer >= 0 && name.layer < c->base->n_layer) {
-        c->layer_seen[name.layer] = true;
-    }
-    int id = gr_base_model_weight(c->base, name.weight);
-    if (id < 0) {
-        weight_missing(c, t, &name);
-        return 0;
-    }
-    char q[GR_QUOTE_SIZE], q2[GR_QUOTE_SIZE];
-    if (!name.rule) {
-        gr_report_error(c->report, GRAFT_E_UNSUPPORTED_TARGET, where(q, t->name),
-                        "%s is not among the weights that adapters can change on %s", name.weight,
-                        c->base->arch->name);
-        c->n_unbound++;
-        return 0;
-    }
-    if (c->source->format == GR_SOURCE_PEFT && !layer_listed(&c->source->config, name.layer)) {
-        gr_report_error(c->report, GRAFT_E_UNEXPECTED_TENSOR, where(q, t->name),
-                        "layer %d is not among layers_to_transform of adapter_config.json", name.layer);
-    }
-    slot *s = &c->slots[id];
-    const gr_tensor_info **half = name.part == GR_PART_A ? &s->a : &s->b;
-    if (*half) {
-        gr_report_error(c->report, GRAFT_E_DUPLICATE_TARGET, where(q, t->name), "%s has %s already", name.weight,
-                        where(q2, (*half)->name));
-        return 0;
-    }
-    *half = t;
-    s->rule = name.rule;
-    if (!s->path && !(s->path = gr_strdup(name.path))) {
-        return gr_fail_memory(err, strlen(name.path) + 1);
-    }
-    return 0;
-}
-
-static void report_unmapped(checker *c) {
-    if (c->n_unmapped == 0) {
-        return;
-    }
-    char names[NAMES_SHOWN * 68] = "";
-    size_t o = 0;
-    for (size_t i = 0; i < c->n_unmapped && i < NAMES_SHOWN; i++) {
-        char q[GR_QUOTE_SIZE];
-        gr_quote(q, c->unmapped[i], strlen(c->unmapped[i]));
-        o += (size_t)snprintf(names + o, sizeof names - o, "%s%s", i ? ", " : "", q);
-        if (o >= sizeof names) {
-            break;
-        }
-    }
-    bool some = c->n_bound > 0;
-    gr_report_error(c->report, some ? GRAFT_E_UNMAPPED_TENSORS : GRAFT_E_ZERO_TARGETS, NULL,
-                    "%zu of %zu tensors belong to no weight of this %s model (wrong base model, or other names?): "
-                    "%s%s",
-                    c->n_unmapped, c->source->tensors.n, c->base->arch->name, names,
-                    c->n_unmapped > NAMES_SHOWN ? ", …" : "");
-}
-
-/* ---- pairs of matrices ---------------------------------------------------------------------------------- */
-
-typedef struct matrix {
-    uint64_t rows, columns;
-} matrix;
-
-/* False after an error in the report. */
-static bool as_matrix(checker *c, matrix *out, const gr_tensor_info *t, gr_lora_part part) {
-    bool gguf = c->source->format == GR_SOURCE_GGUF;
-    if (t->n_dims == 2) {
-        *out = (matrix){t->shape[0], t->shape[1]};
-        return true;
-    }
-    /* ggml drops trailing dimensions of 1 on writing, so an A of rank 1 comes back as a vector. */
-    if (gguf && part == GR_PART_A && t->n_dims == 1) {
-        *out = (matrix){1, t->shape[0]};
-        return true;
-    }
-    char q[GR_QUOTE_SIZE], shape[96];
-    gr_report_error(c->report, gguf ? GRAFT_E_WRONG_SHAPE : GRAFT_E_BAD_RANK, where(q, t->name),
-                    "has %u dimensions, %s; a matrix is needed", (unsigned)t->n_dims, shape_text(shape, t));
-    return false;
-}
-
-static bool shapes_fit(checker *c, const slot *s, const gr_weight *w, matrix a, matrix b) {
-    uint64_t n_in = (uint64_t)w->n_in, n_out = (uint64_t)w->n_out;
-    char q[GR_QUOTE_SIZE], shape[96];
-    bool fits = true;
-    if (a.rows == n_in && b.columns == n_out && a.columns == b.rows && (a.columns != n_in || b.rows != n_out)) {
-        gr_report_error(c->report, GRAFT_E_WRONG_SHAPE, where(q, s->a->name),
-                        "shape %s is transposed: PEFT stores lora_A as [rank, %" PRIu64 "] and lora_B as [%" PRIu64
-                        ", rank]", shape_text(shape, s->a), n_in, n_out);
-        return false;
-    }
-    if (a.columns != n_in) {
-        gr_report_error(c->report, GRAFT_E_WRONG_SHAPE, where(q, s->a->name),
-                        "shape %s does not fit %s: %" PRIu64 " columns needed (wrong base model?)",
-                        shape_text(shape, s->a), w->name, n_in);
-        fits = false;
-    }
-    if (b.rows != n_out) {
-        gr_report_error(c->report, GRAFT_E_WRONG_SHAPE, where(q, s->b->name),
-                        "shape %s does not fit %s: %" PRIu64 " rows needed (wrong base model?)",
-                        shape_text(shape, s->b), w->name, n_out);
-        fits = false;
-    }
-    return fits;
-}
-
-/* `wanted`: the config's rank, 0 if it does not say. */
-static bool rank_fits(checker *c, const slot *s, matrix a, matrix b, int wanted) {
-    char q[GR_QUOTE_SIZE];
-    if (a.rows != b.columns) {
-        gr_report_error(c->report, GRAFT_E_RANK_MISMATCH, where(q, s->a->name),
-                        "rank %" PRIu64 ", but the other half has rank %" PRIu64, a.rows, b.columns);
-        return false;
-    }
-    if (a.rows < 1 || a.rows > GR_MAX_RANK) {
-        gr_report_error(c->report, GRAFT_E_BAD_RANK, where(q, s->a->name), "rank %" PRIu64 ", allowed are 1 to %d",
-                        a.rows, GR_MAX_RANK);
-        return false;
-    }
-    if (wanted > 0 && a.rows != (uint64_t)wanted) {
-        gr_report_error(c->report, GRAFT_E_RANK_MISMATCH, where(q, s->a->name),
-                        "rank %" PRIu64 ", but adapter_config.json says %d", a.rows, wanted);
-        return false;
-    }
-    return true;
-}
-
-/* Number of heads for the row order of B, 0 for none, -1 after an error in the report. */
-static int permutation(checker *c, const slot *s, const gr_weight *w) {
-    if (c->source->format == GR_SOURCE_GGUF || s->rule->order == GR_ROWS_AS_IS) {
-        return 0; /* a GGUF adapter was reordered when it was made */
-    }
-    int heads = s->rule->order == GR_ROWS_ROPE_Q ? c->base->n_head : c->base->n_head_kv;
-    if (heads < 1 || w->n_out % (2 * (int64_t)heads) != 0) {
-        char q[GR_QUOTE_SIZE];
-        gr_report_error(c->report, GRAFT_E_UNSUPPORTED_TARGET, where(q, s->b->name),
-                        "%s has %lld rows, which %d heads do not divide: its row order is unknown", w->name,
-                        (long long)w->n_out, heads);
-        return -1;
-    }
-    return heads;
-}
-
-/* Fills *e from the slot, or adds to the report. */
-static void check_pair(checker *c, gr_plan_entry *e, const slot *s, int id) {
-    const gr_weight *w = &c->base->weights[id];
-    bool peft = c->source->format == GR_SOURCE_PEFT;
-    /* Asked for every module, also a bad one: the config notes which of its patterns matched. */
-    double alpha = peft ? gr_peft_config_alpha(&c->source->config, s->path) : c->source->gguf.alpha;
-    int wanted = peft ? gr_peft_config_rank(&c->source->config, s->path) : 0;
-    char q[GR_QUOTE_SIZE];
-    if (!s->a || !s->b) {
-        char other[GR_MAX_TENSOR_NAME + 1], q2[GR_QUOTE_SIZE];
-        const char *name = s->a ? s->a->name : s->b->name;
-        gr_report_error(c->report, GRAFT_E_MISSING_PAIR, where(q, name), "there is no %s to go with it",
-                        where(q2, partner(other, name)));
-        return;
-    }
-    matrix a, b;
-    bool both = as_matrix(c, &a, s->a, GR_PART_A);
-    both = as_matrix(c, &b, s->b, GR_PART_B) && both;
-    if (!both || !shapes_fit(c, s, w, a, b) || !rank_fits(c, s, a, b, wanted)) {
-        return;
-    }
-    int heads = permutation(c, s, w);
-    e->kind = GR_LOW_RANK;
-    e->op = GR_OP_PRODUCT;
-    e->weight = id;
-    e->n_rows = w->n_out;
-    e->a = s->a;
-    e->b = s->b;
-    e->rank = (int)a.rows;
-    e->rows = (gr_row_map){heads > 0 ? s->rule->order : GR_ROWS_AS_IS, heads < 0 ? 0 : heads};
-    e->scale = peft ? gr_peft_config_scale(&c->source->config, alpha, e->rank) : alpha / e->rank;
-    float applied = (float)e->scale;
-    if (c->config_sound && (!isfinite(applied) || applied == 0.0f)) {
-        gr_report_error(c->report, GRAFT_E_BAD_ALPHA, where(q, s->a->name),
-                        "alpha %g at rank %d gives no usable scale", alpha, e->rank);
-    }
-}
-
-/* ---- the config against the base ------------------------------------------------------------------------ */
-
-static void check_layers(checker *c) {
-    const gr_peft_config *config = &c->source->config;
-    for (size_t i = 0; i < config->n_layers; i++) {
-        int layer = config->layers[i];
-        if (layer < 0 || layer >= c->base->n_layer) {
-            gr_report_error(c->report, GRAFT_E_UNKNOWN_TARGET, "layers_to_transform",
-                            "names layer %d; the base has layers 0 to %d (wrong base model?)", layer,
-                            c->base->n_layer - 1);
-        } else if (!c->layer_seen[layer] && c->n_unbound + c->n_unmapped == 0) {
-            gr_report_error(c->report, GRAFT_E_PATTERN_UNUSED, "layers_to_transform",
-                            "names layer %d, but the file has no tensors of it", layer);
-        }
-    }
-}
-
-static void check_config(checker *c) {
-    /* The other way round, Conv1D modules without the option, is fine: PEFT switches it on by itself. */
-    if (c->source->config.fan_in_fan_out && !c->base->arch->conv1d) {
-        gr_report_error(c->report, GRAFT_E_UNSUPPORTED_ADAPTER, "fan_in_fan_out",
-                        "is for Conv1D modules, which %s models do not have", c->base->arch->name);
-    }
-    check_layers(c);
-    /* When names failed, unused patterns only follow from that. */
-    if (c->n_unbound + c->n_unmapped == 0) {
-        gr_peft_config_report_unused(&c->source->config, c->report);
-    }
-}
 
 static void unsupported_model(const gr_base_model *base, gr_report *report) {
     char names[256] = "", q[GR_QUOTE_SIZE];
@@ -387,7 +24,7 @@ static void unsupported_model(const gr_base_model *base, gr_report *report) {
 }
 
 /* False if looking at the tensors makes no sense. */
-static bool check_gguf(checker *c) {
+static bool check_gguf(gr_checker *c) {
     const gr_gguf_lora *g = &c->source->gguf;
     char q[GR_QUOTE_SIZE], q2[GR_QUOTE_SIZE];
     if (strcmp(g->architecture, c->base->architecture) != 0) {
@@ -396,73 +33,86 @@ static bool check_gguf(checker *c) {
                         gr_quote(q2, c->base->architecture, strlen(c->base->architecture)));
         return false;
     }
-    if (g->has_alora) {
-        gr_report_error(c->report, GRAFT_E_UNSUPPORTED_ADAPTER, "adapter.alora.invocation_tokens",
-                        "an adapter that is active only after certain tokens (aLoRA) is not supported");
-    }
     return true;
 }
 
 /* ---- the plan ------------------------------------------------------------------------------------------- */
 
-static int make_plan(gr_plan **out, checker *c, graft_error *err) {
-    size_t n = 0;
-    for (size_t i = 0; i < c->base->n_weights; i++) {
-        n += c->slots[i].path != NULL;
+static int by_place(const void *a, const void *b) {
+    const gr_plan_entry *x = a, *y = b;
+    if (x->weight != y->weight) {
+        return x->weight < y->weight ? -1 : 1;
     }
-    gr_plan *p = gr_zalloc(sizeof *p);
-    gr_plan_entry *entries = gr_calloc(n, sizeof *entries);
-    if (!p || !entries) {
-        gr_free(p);
-        gr_free(entries);
-        return gr_fail_memory(err, n * sizeof *entries);
+    if (x->op != y->op) {
+        return x->op < y->op ? -1 : 1;
     }
-    p->base = c->base;
-    p->source = c->source;
-    p->entries = entries;
-    for (size_t i = 0; i < c->base->n_weights; i++) {
-        slot *s = &c->slots[i];
-        if (s->path) {
-            gr_plan_entry *e = &entries[p->n++];
-            check_pair(c, e, s, (int)i);
-            e->module = s->path;
-            s->path = NULL;
-            p->rank_min = p->n == 1 || e->rank < p->rank_min ? e->rank : p->rank_min;
-            p->rank_max = e->rank > p->rank_max ? e->rank : p->rank_max;
-        }
-    }
-    *out = p;
-    return 0;
+    return (x->first > y->first) - (x->first < y->first);
 }
 
-static int check_tensors(gr_plan **out, checker *c, graft_error *err) {
-    const gr_tensor_list *tensors = &c->source->tensors;
-    for (size_t i = 0; i < tensors->n; i++) {
-        int rc = bind(c, &tensors->tensors[i], err);
+static const char *tensor_of(const gr_plan_entry *e) {
+    return e->value ? e->value->name : e->b->name;
+}
+
+/* Two modules that are, or have, the same rows of one weight: what came out would depend on an order. */
+static void check_overlaps(gr_checker *c) {
+    const gr_plan *p = c->plan;
+    for (size_t i = 1; i < p->n; i++) {
+        const gr_plan_entry *before = &p->entries[i - 1], *e = &p->entries[i];
+        if (e->weight == before->weight && e->op == before->op && e->first < before->first + before->n_rows) {
+            char q[GR_QUOTE_SIZE], q2[GR_QUOTE_SIZE];
+            gr_report_error(c->report, GRAFT_E_DUPLICATE_TARGET, gr_verify_where(q, tensor_of(e)),
+                            "%s is changed by %s already", c->base->weights[e->weight].name,
+                            gr_verify_where(q2, tensor_of(before)));
+        }
+    }
+}
+
+static void find_ranks(gr_plan *p) {
+    for (size_t i = 0; i < p->n; i++) {
+        int rank = p->entries[i].rank;
+        if (p->entries[i].kind == GR_LOW_RANK) {
+            p->rank_min = p->rank_min == 0 || rank < p->rank_min ? rank : p->rank_min;
+            p->rank_max = rank > p->rank_max ? rank : p->rank_max;
+        }
+    }
+}
+
+static int check_slots(gr_checker *c, graft_error *err) {
+    for (size_t i = 0; i < c->n_slots; i++) {
+        int rc = c->slots[i].path ? gr_verify_entries(c, &c->slots[i], err) : 0;
         if (rc) {
             return rc;
         }
     }
-    report_unmapped(c);
-    gr_plan *p = NULL;
-    int rc = make_plan(&p, c, err);
-    if (rc) {
-        return rc;
+    for (size_t i = 0; i < c->n_copies; i++) {
+        gr_verify_copy(c, &c->copies[i]);
     }
-    if (c->source->format == GR_SOURCE_PEFT) {
-        check_config(c);
+    if (c->plan->n > 1) {
+        qsort(c->plan->entries, c->plan->n, sizeof *c->plan->entries, by_place);
     }
-    rc = gr_report_result(c->report, err);
-    if (rc) {
-        gr_plan_free(p);
-        return rc;
+    check_overlaps(c);
+    find_ranks(c->plan);
+    gr_verify_config(c);
+    return gr_report_result(c->report, err);
+}
+
+static int check_tensors(gr_checker *c, graft_error *err) {
+    c->n_slots = gr_arch_n_rules(c->base->arch) * ((size_t)c->base->n_layer + 1);
+    c->slots = gr_calloc(c->n_slots, sizeof *c->slots);
+    c->layer_seen = gr_calloc((size_t)c->base->n_layer + 1, sizeof *c->layer_seen);
+    c->copies = gr_calloc(c->source->tensors.n, sizeof *c->copies);
+    c->plan = gr_zalloc(sizeof *c->plan);
+    if (!c->slots || !c->layer_seen || !c->copies || !c->plan) {
+        return gr_fail_memory(err, c->n_slots * sizeof *c->slots);
     }
-    *out = p;
-    return 0;
+    c->plan->base = c->base;
+    c->plan->source = c->source;
+    int rc = gr_verify_bind(c, err);
+    return rc ? rc : check_slots(c, err);
 }
 
 int gr_verify(gr_plan **out, const gr_base_model *base, gr_source *source, gr_report *report, graft_error *err) {
-    checker c = {.base = base, .source = source, .report = report, .config_sound = report->n_errors == 0};
+    gr_checker c = {.base = base, .source = source, .report = report, .config_sound = report->n_errors == 0};
     if (!base->arch) {
         unsupported_model(base, report);
         return gr_report_result(report, err);
@@ -470,20 +120,19 @@ int gr_verify(gr_plan **out, const gr_base_model *base, gr_source *source, gr_re
     if (source->format == GR_SOURCE_GGUF && !check_gguf(&c)) {
         return gr_report_result(report, err);
     }
-    int rc;
-    c.slots = gr_calloc(base->n_weights, sizeof *c.slots);
-    c.layer_seen = gr_calloc((size_t)base->n_layer, sizeof *c.layer_seen);
-    if (!c.slots || !c.layer_seen) {
-        rc = gr_fail_memory(err, base->n_weights * sizeof *c.slots);
-    } else {
-        rc = check_tensors(out, &c, err);
-    }
-    for (size_t i = 0; c.slots && i < base->n_weights; i++) {
+    int rc = check_tensors(&c, err);
+    for (size_t i = 0; c.slots && i < c.n_slots; i++) {
         gr_free(c.slots[i].path);
     }
     gr_free(c.slots);
     gr_free(c.layer_seen);
-    return rc;
+    gr_free(c.copies);
+    if (rc) {
+        gr_plan_free(c.plan);
+        return rc;
+    }
+    *out = c.plan;
+    return 0;
 }
 
 void gr_plan_free(gr_plan *p) {
@@ -494,4 +143,19 @@ void gr_plan_free(gr_plan *p) {
         gr_free(p->entries);
         gr_free(p);
     }
+}
+
+const char *gr_plan_entry_kind(const gr_plan *p, const gr_plan_entry *e) {
+    static const char *const low_rank[3][3] = {{"LoRA", "DoRA", "LoRA + bias"},
+                                               {"head LoRA", "head DoRA", "head LoRA + bias"},
+                                               {"embedding LoRA", "embedding DoRA", "embedding LoRA + bias"}};
+    int place = e->op == GR_OP_ROWS ? 2 : p->base->weights[e->weight].layer < 0 ? 1 : 0;
+    switch (e->kind) {
+    case GR_LOW_RANK: return low_rank[place][e->magnitude ? 1 : e->bias ? 2 : 0];
+    case GR_WHOLE: return place == 2 ? "embedding" : "head";
+    case GR_TOKENS: return place == 2 ? "embedding tokens" : "head tokens";
+    case GR_NORM: return "norm";
+    case GR_BIAS: return "bias";
+    }
+    return "?";
 }

@@ -35,12 +35,13 @@ typedef struct gr_plan_entry {
     gr_op op;
     int weight;               /* id in the base's table */
     char *module;             /* name for people: the module's path, or the GGUF weight's name */
-    /* LOW_RANK; tensors are borrowed from the source */
+    /* LOW_RANK; tensors are borrowed from the source. Several entries may share one: a fused module over split weights */
     const gr_tensor_info *a;  /* [rank][n_in]; for rows n_in is the number of tokens */
     const gr_tensor_info *b;  /* [rows of the module][rank] */
     const gr_tensor_info *magnitude; /* DoRA: [rows of the module], or NULL */
     const gr_tensor_info *bias;      /* lora_bias: [rows of the module], or NULL */
-    bool transposed;          /* as mlx-lm has them: a is [n_in][rank], b [rank][rows of the module] */
+    bool transposed;          /* as mlx-lm has them: a is [n_in][rank], b [rank][rows of the module]. (Of a GGUF adapter's
+                               * token_embd only a is so, whatever this says.) */
     int rank;                 /* from the shapes */
     double scale;             /* alpha, patterns and rsLoRA applied */
     /* WHOLE, TOKENS, NORM, BIAS */
@@ -52,7 +53,7 @@ typedef struct gr_plan_entry {
     gr_row_map rows;          /* how the file's rows lie in the GGUF */
     int64_t first_in_file;    /* the module's first row that belongs to this weight (a fused module over split weights) */
     int64_t first;            /* the weight's first row that is changed (a split module on a fused weight) */
-    int64_t n_rows;
+    int64_t n_rows;           /* GR_OP_ROWS: first 0, all numbers of an embedding; TOKENS of a head: all tokens */
 } gr_plan_entry;
 
 typedef struct gr_plan {
@@ -67,19 +68,25 @@ typedef struct gr_plan {
 
 /*
  * Checks every tensor of the source against the base: bound to a weight, in pairs, ranks equal and 1 to GR_MAX_RANK
- * and in agreement with the config, shapes as the base's, no weight twice; config options against the
- * architecture. A plan exists only if every tensor was bound and report has no error. Reasons go to `report`;
- * returns gr_report_result's code then (with the first in err). OUT_OF_MEMORY may come without a reason.
+ * and in agreement with the config, shapes as the base's, no rows of a weight twice; config options against the tensors, both
+ * ways, and against the architecture. A plan exists only if every tensor was bound, or told in a warning (copies of the base's own
+ * weights), and report has no error. Reasons go to `report`; returns gr_report_result's code then (with the first in err).
+ * OUT_OF_MEMORY may come without a reason.
  *
- * Codes, one reason per tensor: MISSING_PAIR, RANK_MISMATCH, WRONG_SHAPE, UNKNOWN_TARGET (a layer or module that the
- * base lacks), UNSUPPORTED_TARGET, DUPLICATE_TARGET, BAD_RANK, BAD_ALPHA, BASE_WEIGHTS_INCLUDED, UNSUPPORTED_ADAPTER,
- * UNEXPECTED_TENSOR (also: of a layer that layers_to_transform does not list). One for all: ZERO_TARGETS when every
- * LoRA tensor lies outside of the base's layer paths, UNMAPPED_TENSORS when some do. By key: UNSUPPORTED_ADAPTER
- * (fan_in_fan_out, aLoRA), WRONG_BASE (GGUF's architecture), UNKNOWN_TARGET and PATTERN_UNUSED for a layer in
- * layers_to_transform that the base lacks or that has no tensors, PATTERN_UNUSED for patterns. UNSUPPORTED_MODEL alone.
+ * Codes, one reason per tensor: MISSING_PAIR (also: DoRA without a magnitude, lora_bias without a bias), RANK_MISMATCH, WRONG_SHAPE
+ * (also: another vocabulary), UNKNOWN_TARGET (a layer or module that the base lacks), UNSUPPORTED_TARGET, DUPLICATE_TARGET,
+ * BAD_RANK, BAD_ALPHA, BASE_WEIGHTS_INCLUDED, UNSUPPORTED_ADAPTER, UNEXPECTED_TENSOR (one that the config says is not there). One
+ * for all: ZERO_TARGETS when every tensor lies outside of the base's paths, UNMAPPED_TENSORS when some do. By key:
+ * UNSUPPORTED_ADAPTER (fan_in_fan_out, aLoRA with more than products), WRONG_BASE (GGUF's architecture), UNKNOWN_TARGET and
+ * PATTERN_UNUSED for a layer in layers_to_transform that the base lacks or that has no tensors, PATTERN_UNUSED for patterns and
+ * modules_to_save, MISSING_PAIR for trainable_token_indices, OUT_OF_RANGE for token ids. UNSUPPORTED_MODEL alone.
  * *out: gr_plan_free.
  */
 int gr_verify(gr_plan **out, const gr_base_model *base, gr_source *source, gr_report *report, graft_error *err);
 void gr_plan_free(gr_plan *p);
+
+/* What an entry is, in a word for people: "LoRA", "DoRA", "LoRA + bias", the same with "head" or "embedding" before it, "head",
+ * "embedding", "head tokens", "embedding tokens", "norm", "bias". Static storage. */
+const char *gr_plan_entry_kind(const gr_plan *p, const gr_plan_entry *e);
 
 #endif

@@ -119,7 +119,7 @@ static int describe(gr_examined *out, gr_source_limits limits, bool hash, graft_
     int rc = gr_source_open(&source, out->path, limits, &report, &why);
     rc = rc ? gr_report_end(&report, &why, err) : gr_report_result(&report, err);
     if (!rc) {
-        out->format = source->format == GR_SOURCE_PEFT ? "peft" : "gguf";
+        out->format = gr_source_format_name(source->format);
         out->rank = largest_rank(source);
         out->file_bytes = source->weights.size;
         rc = hash ? gr_source_generation(source, out->generation, err) : 0;
