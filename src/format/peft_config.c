@@ -106,6 +106,12 @@ static const char *shown(char out[64], const json_t *v) {
     return out;
 }
 
+/* A switch that old files may have as 0 or as an empty text. */
+static int get_switch(const parse *p, const char *key, bool *out) {
+    const json_t *v = get(p, key);
+    return v && is_off(v) ? 0 : get_bool(p, key, out);
+}
+
 /* ---- keys that must be off ------------------------------------------------------------------------------- */
 
 /* OFF_FALSY: off as is_off says. OFF_NULL: a configuration object switches its variant on even when empty. */
@@ -746,8 +752,8 @@ static int read_all(parse *p) {
     if ((code = read_bias(p)) || (code = check_task(p)) || (code = check_init(p)) ||
         (code = get_bool(p, "use_rslora", &c->use_rslora)) ||
         (code = get_bool(p, "fan_in_fan_out", &c->fan_in_fan_out)) ||
-        (code = get_bool(p, "use_dora", &c->use_dora)) || (code = get_bool(p, "lora_bias", &c->lora_bias)) ||
-        (code = get_bool(p, "ensure_weight_tying", &c->ties_weights)) ||
+        (code = get_switch(p, "use_dora", &c->use_dora)) || (code = get_switch(p, "lora_bias", &c->lora_bias)) ||
+        (code = get_switch(p, "ensure_weight_tying", &c->ties_weights)) ||
         (code = read_base(p)) || (code = read_targets(p)) || (code = read_layers(p)) ||
         (code = gr_peft_lists_read(c, p->root, p->report, p->err))) {
         return code;

@@ -13,9 +13,11 @@ typedef struct reader {
     graft_error *err;
 } reader;
 
+/* The key's value; NULL if it is absent or off. */
 static const json_t *get(const reader *r, const char *key) {
     const json_t *v = json_object_get(r->root, key);
-    return json_is_null(v) ? NULL : v;
+    bool off = json_is_null(v) || json_is_false(v) || (json_is_string(v) && json_string_length(v) == 0);
+    return off ? NULL : v;
 }
 
 static int bad_type(const reader *r, const char *key, const json_t *v, const char *allowed) {
@@ -173,7 +175,7 @@ static int read_token_list(const reader *r, const char *module, const json_t *li
 static int read_tokens(const reader *r) {
     static const char key[] = "trainable_token_indices";
     const json_t *v = get(r, key);
-    if (!v || json_is_false(v)) {
+    if (!v) {
         return 0;
     }
     if (!json_is_array(v) && !json_is_object(v)) {
@@ -202,7 +204,7 @@ static int read_tokens(const reader *r) {
 static int read_invocation(const reader *r) {
     static const char key[] = "alora_invocation_tokens";
     const json_t *v = get(r, key);
-    if (!v || json_is_false(v)) {
+    if (!v) {
         return 0;
     }
     return read_ids(r, key, v, GR_MAX_INVOCATION, &r->c->invocation, &r->c->n_invocation);

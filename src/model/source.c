@@ -67,12 +67,10 @@ static int check_root(const gr_file *f, gr_source_limits limits, graft_error *er
 
 /* PEFT's file, or mlx-lm's where there is none; sets the format by it. */
 static int open_weights(gr_source *s, int dir, gr_source_limits limits, graft_error *err) {
-    s->format = GR_SOURCE_PEFT;
-    int rc = gr_file_open(&s->weights, dir, WEIGHTS_NAME, err);
-    if (rc == GRAFT_E_ADAPTER_FILE_MISSING) {
-        s->format = GR_SOURCE_MLX;
-        rc = gr_file_open(&s->weights, dir, MLX_WEIGHTS_NAME, err);
-    }
+    struct stat st;
+    bool peft = fstatat(dir, WEIGHTS_NAME, &st, 0) == 0, mlx = !peft && fstatat(dir, MLX_WEIGHTS_NAME, &st, 0) == 0;
+    s->format = mlx ? GR_SOURCE_MLX : GR_SOURCE_PEFT;
+    int rc = gr_file_open(&s->weights, dir, mlx ? MLX_WEIGHTS_NAME : WEIGHTS_NAME, err);
     if (rc == GRAFT_E_ADAPTER_FILE_MISSING) {
         return weights_missing(dir, err);
     }

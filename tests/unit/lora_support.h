@@ -116,9 +116,9 @@ static inline size_t bed_all_weights(const gr_base_model *base, int *out, size_t
     size_t n = 0;
     for (size_t id = 0; id < base->n_weights && n < max; id++) {
         bool found = false;
-        for (size_t r = 0; r < base->arch->n_rules && !found; r++) {
+        for (size_t r = 0; r < base->arch->rules[GR_RULES_LINEAR].n && !found; r++) {
             char name[96];
-            snprintf(name, sizeof name, "blk.%d.%s", base->weights[id].layer, base->arch->rules[r].weight);
+            snprintf(name, sizeof name, "blk.%d.%s", base->weights[id].layer, base->arch->rules[GR_RULES_LINEAR].list[r].weight);
             found = !strcmp(name, base->weights[id].name);
         }
         if (found) {

@@ -265,6 +265,11 @@ static inline void test_write_safetensors(const test_adapter *a, const test_dir 
     free(header);
 }
 
+static inline void test_write_mlx(const test_adapter *a, const test_dir *d) {
+    test_write_safetensors(a, d, "adapters.safetensors", 0);
+    test_write_text(d, "adapter_config.json", a->config);
+}
+
 static inline void test_write_peft(const test_adapter *a, const test_dir *d) {
     test_write_safetensors(a, d, "adapter_model.safetensors", 0);
     test_write_text(d, "adapter_config.json", a->config);
@@ -321,6 +326,22 @@ static inline void test_base_add(gr_base_model *m, int layer, const char *name, 
     w->n_in = n_in;
     w->n_out = n_out;
     w->layer = layer;
+}
+
+static inline gr_weight *test_base_vector(gr_base_model *m, int layer, const char *name, int64_t n) {
+    test_base_add(m, layer, name, 1, n);
+    m->weights[m->n_weights - 1].vector = true;
+    return &m->weights[m->n_weights - 1];
+}
+
+static inline void test_base_sort(gr_base_model *m) {
+    qsort(m->weights, m->n_weights, sizeof *m->weights, test_weight_order);
+}
+
+static inline test_tensor *test_add_vector(test_adapter *a, const char *name, gr_dtype dtype, uint64_t n) {
+    test_tensor *t = test_add(a, name, dtype, n, 1);
+    t->n_dims = 1;
+    return t;
 }
 
 /* Not to be closed: test_base_free. `llama` is NULL. */

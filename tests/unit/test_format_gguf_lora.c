@@ -126,7 +126,7 @@ static void reads_an_adapter(void **state) {
         assert_int_equal(parse_copy(&g, &b, b.length, b.length, &err), 0);
         assert_string_equal(g.architecture, "llama");
         assert_true(g.alpha == 16.0);
-        assert_false(g.has_alora);
+        assert_null(g.invocation);
         assert_false(g.has_tokenizer);
         assert_int_equal(g.tensors.n, 2);
         const gr_tensor_info *A = &g.tensors.tensors[0], *B = &g.tensors.tensors[1];
@@ -231,7 +231,9 @@ static void skips_other_keys(void **state) {
     graft_error err = {0};
     gr_gguf_lora g;
     expect_code("keys", parse_copy(&g, &b, b.length, b.length, &err), 0, &err);
-    assert_true(g.has_alora);
+    assert_int_equal(g.n_invocation, 2);
+    assert_int_equal(g.invocation[0], 5);
+    assert_int_equal(g.invocation[1], 6);
     assert_true(g.has_tokenizer);
     assert_int_equal(g.tensors.tensors[0].offset, data + 64);
     assert_int_equal(g.tensors.tensors[1].offset, data);
@@ -511,6 +513,9 @@ static void alora(gr_buffer *b, uint32_t type, uint64_t n, size_t there) {
         put(b, i, 4);
     }
 }
+static void alora_fine(gr_buffer *b) {
+    alora(b, U32, 2, 2);
+}
 static void alora_empty(gr_buffer *b) {
     alora(b, U32, 0, 0);
 }
@@ -520,11 +525,20 @@ static void alora_i32(gr_buffer *b) {
 static void alora_10m(gr_buffer *b) {
     alora(b, U32, 10000000, 100);
 }
+static void alora_4097(gr_buffer *b) {
+    alora(b, U32, 4097, 4097);
+}
+static void alora_4096(gr_buffer *b) {
+    alora(b, U32, 4096, 4096);
+}
+static void alora_negative(gr_buffer *b) {
+    key(b, "adapter.alora.invocation_tokens", ARRAY);
+    put(b, U32, 4);
+    put(b, 1, 8);
+    put(b, 0x80000000u, 4);
+}
 static void alora_string(gr_buffer *b) {
     key_string(b, "adapter.alora.invocation_tokens", "x");
-}
-static void alora_fine(gr_buffer *b) {
-    alora(b, U32, 2, 2);
 }
 static void split_3(gr_buffer *b) {
     key(b, "split.count", U16);
@@ -547,6 +561,9 @@ static void judges_optional_keys(void **state) {
     expect_key("G22 10 million", alora_10m, GRAFT_E_GGUF_ALORA);
     expect_key("G22 string", alora_string, GRAFT_E_GGUF_KEY_TYPE);
     expect_key("G22 fine", alora_fine, 0);
+    expect_key("G22 4096", alora_4096, 0);
+    expect_key("G22 4097", alora_4097, GRAFT_E_GGUF_ALORA);
+    expect_key("G22 2^31", alora_negative, GRAFT_E_GGUF_ALORA);
     expect_key("G25 split", split_3, GRAFT_E_SHARDED_UNSUPPORTED);
     expect_key("G25 split string", split_string, GRAFT_E_GGUF_KEY_TYPE);
 }

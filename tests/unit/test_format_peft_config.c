@@ -176,17 +176,18 @@ typedef struct reason_case {
 static void refuses_by_name(void **state) {
     (void)state;
     static const reason_case cases[] = {
-        {",\"use_dora\":true", GRAFT_E_UNSUPPORTED_ADAPTER, "use_dora"},
-        {",\"bias\":\"all\"", GRAFT_E_UNSUPPORTED_ADAPTER, "bias"},
-        {",\"bias\":\"lora_only\"", GRAFT_E_UNSUPPORTED_ADAPTER, "bias"},
-        {",\"lora_bias\":true", GRAFT_E_UNSUPPORTED_ADAPTER, "lora_bias"},
-        {",\"modules_to_save\":[\"lm_head\"]", GRAFT_E_UNSUPPORTED_ADAPTER, "modules_to_save"},
+        {",\"use_dora\":true,\"lora_bias\":true", GRAFT_E_UNSUPPORTED_ADAPTER, "lora_bias"},
+        {",\"use_dora\":true,\"alora_invocation_tokens\":[1]", GRAFT_E_UNSUPPORTED_ADAPTER, "alora_invocation_tokens"},
+        {",\"bias\":\"some\"", GRAFT_E_UNSUPPORTED_ADAPTER, "bias"},
+        {",\"modules_to_save\":[\"\"]", GRAFT_E_OUT_OF_RANGE, "modules_to_save"},
+        {",\"trainable_token_indices\":[-1]", GRAFT_E_OUT_OF_RANGE, "trainable_token_indices"},
+        {",\"trainable_token_indices\":[2147483648]", GRAFT_E_OUT_OF_RANGE, "trainable_token_indices"},
+        {",\"trainable_token_indices\":[3,4,3]", GRAFT_E_DUPLICATE_TARGET, "trainable_token_indices"},
+        {",\"trainable_token_indices\":{\"embed_tokens\":[]}", GRAFT_E_OUT_OF_RANGE, "trainable_token_indices"},
+        {",\"alora_invocation_tokens\":[]", GRAFT_E_OUT_OF_RANGE, "alora_invocation_tokens"},
+        {",\"alora_invocation_tokens\":[1,-2]", GRAFT_E_OUT_OF_RANGE, "alora_invocation_tokens"},
         {",\"target_parameters\":[\"experts.w1\"]", GRAFT_E_UNSUPPORTED_ADAPTER, "target_parameters"},
-        {",\"trainable_token_indices\":[1]", GRAFT_E_UNSUPPORTED_ADAPTER, "trainable_token_indices"},
-        {",\"trainable_token_indices\":{\"embed_tokens\":[1]}", GRAFT_E_UNSUPPORTED_ADAPTER, "trainable_token_indices"},
         {",\"layer_replication\":[[0,4],[2,5]]", GRAFT_E_UNSUPPORTED_ADAPTER, "layer_replication"},
-        {",\"alora_invocation_tokens\":[1,2]", GRAFT_E_UNSUPPORTED_ADAPTER, "alora_invocation_tokens"},
-        {",\"alora_invocation_tokens\":[]", GRAFT_E_UNSUPPORTED_ADAPTER, "alora_invocation_tokens"},
         {",\"use_qalora\":true", GRAFT_E_UNSUPPORTED_ADAPTER, "use_qalora"},
         {",\"use_bdlora\":{\"nblocks\":2}", GRAFT_E_UNSUPPORTED_ADAPTER, "use_bdlora"},
         {",\"use_bdlora\":{}", GRAFT_E_UNSUPPORTED_ADAPTER, "use_bdlora"},
@@ -320,6 +321,15 @@ static void returns_faults_at_once(void **state) {
         {",\"use_rslora\":\"true\"", GRAFT_E_BAD_TYPE},
         {",\"fan_in_fan_out\":\"no\"", GRAFT_E_BAD_TYPE},
         {",\"bias\":false", GRAFT_E_BAD_TYPE},
+        {",\"use_dora\":\"yes\"", GRAFT_E_BAD_TYPE},
+        {",\"lora_bias\":1", GRAFT_E_BAD_TYPE},
+        {",\"modules_to_save\":\"lm_head\"", GRAFT_E_BAD_TYPE},
+        {",\"modules_to_save\":[1]", GRAFT_E_BAD_TYPE},
+        {",\"trainable_token_indices\":1", GRAFT_E_BAD_TYPE},
+        {",\"trainable_token_indices\":[1,\"2\"]", GRAFT_E_BAD_TYPE},
+        {",\"trainable_token_indices\":{\"embed_tokens\":5}", GRAFT_E_BAD_TYPE},
+        {",\"alora_invocation_tokens\":\"text\"", GRAFT_E_BAD_TYPE},
+        {",\"alora_invocation_tokens\":[1.0]", GRAFT_E_BAD_TYPE},
         {",\"task_type\":1", GRAFT_E_BAD_TYPE},
         {",\"init_lora_weights\":1", GRAFT_E_BAD_TYPE},
         {",\"base_model_name_or_path\":7", GRAFT_E_BAD_TYPE},
@@ -346,6 +356,71 @@ static void returns_faults_at_once(void **state) {
     expect_fault("{\"peft_type\":1,\"r\":8,\"lora_alpha\":16}", GRAFT_E_BAD_TYPE);
 }
 
+static void reads_what_was_trained(void **state) {
+    (void)state;
+    gr_peft_config c;
+    good(&c, minimal(",\"use_dora\":true,\"bias\":\"all\",\"modules_to_save\":[\"lm_head\",\"norm\"],\"ensure_weight_tying\":true,"
+                     "\"trainable_token_indices\":[7,3]"));
+    assert_true(c.use_dora && c.ties_weights && !c.lora_bias);
+    assert_int_equal(c.biases, GR_BIASES_ALL);
+    assert_int_equal(c.n_saved_modules, 2);
+    assert_true(gr_peft_config_saves(&c, "lm_head") && gr_peft_config_saves(&c, "model.layers.0.post_attention_layernorm"));
+    assert_false(gr_peft_config_saves(&c, "model.embed_tokens") || gr_peft_config_saves(&c, "head"));
+    assert_int_equal(c.n_tokens, 1);
+    assert_null(c.tokens[0].module);
+    assert_int_equal(c.tokens[0].n, 2);
+    assert_int_equal(c.tokens[0].ids[0], 7);
+    assert_int_equal(c.tokens[0].ids[1], 3);
+    gr_peft_config_finish(&c);
+
+    good(&c, minimal(",\"lora_bias\":true,\"bias\":\"lora_only\",\"alora_invocation_tokens\":[5,5,9],"
+                     "\"trainable_token_indices\":{\"embed_tokens\":[1],\"lm_head\":[2,0]}"));
+    assert_true(c.lora_bias);
+    assert_int_equal(c.biases, GR_BIASES_LORA_ONLY);
+    assert_int_equal(c.n_invocation, 3);
+    assert_int_equal(c.invocation[2], 9);
+    assert_int_equal(c.n_tokens, 2);
+    assert_string_equal(c.tokens[1].module, "lm_head");
+    assert_int_equal(c.tokens[1].ids[0], 2);
+    gr_peft_config_finish(&c);
+
+    good(&c, minimal(",\"modules_to_save\":\"\",\"trainable_token_indices\":{},\"alora_invocation_tokens\":false"));
+    assert_true(!c.n_saved_modules && !c.n_tokens && !c.invocation && c.biases == GR_BIASES_NONE);
+    gr_peft_config_finish(&c);
+}
+
+/* "[1,1,…]" with n entries, or n different ones. */
+static char *long_list(const char *key, int n, const char *entry) {
+    static char text[1 << 20];
+    size_t o = (size_t)snprintf(text, sizeof text, "{\"peft_type\":\"LORA\",\"r\":8,\"lora_alpha\":16,\"%s\":[", key);
+    for (int i = 0; i < n; i++) {
+        o += (size_t)snprintf(text + o, sizeof text - o, i ? ",%s" : "%s", entry);
+        if (!*entry) {
+            o += (size_t)snprintf(text + o, sizeof text - o, "%d", i);
+        }
+    }
+    snprintf(text + o, sizeof text - o, "]}");
+    return text;
+}
+
+static void bounds_lists(void **state) {
+    (void)state;
+    expect_reason(long_list("alora_invocation_tokens", 4096, "1"), 0, "");
+    expect_reason(long_list("alora_invocation_tokens", 4097, "1"), GRAFT_E_OUT_OF_RANGE, "alora_invocation_tokens");
+    expect_reason(long_list("modules_to_save", 1024, "\"a\""), 0, "");
+    expect_reason(long_list("modules_to_save", 1025, "\"a\""), GRAFT_E_OUT_OF_RANGE, "modules_to_save");
+    expect_reason(long_list("trainable_token_indices", 65536, ""), 0, "");
+    expect_reason(long_list("trainable_token_indices", 65537, ""), GRAFT_E_OUT_OF_RANGE, "trainable_token_indices");
+    char many[1024] = ",\"trainable_token_indices\":{", name[600];
+    for (int i = 0; i < 17; i++) {
+        snprintf(many + strlen(many), sizeof many - strlen(many), "%s\"m%d\":[1]", i ? "," : "", i);
+    }
+    strcat(many, "}");
+    expect_reason(minimal(many), GRAFT_E_OUT_OF_RANGE, "trainable_token_indices");
+    snprintf(name, sizeof name, ",\"modules_to_save\":[\"%0513d\"]", 0);
+    expect_reason(minimal(name), GRAFT_E_OUT_OF_RANGE, "modules_to_save");
+}
+
 /* All findings at once, not only the first. */
 static void reports_everything(void **state) {
     (void)state;
@@ -353,7 +428,7 @@ static void reports_everything(void **state) {
     graft_error err = {0};
     gr_peft_config c;
     gr_report_init(&report);
-    const char *text = "{\"peft_type\":\"LORA\",\"r\":0,\"use_dora\":true,\"bias\":\"all\",\"modules_to_save\":[\"a\"],\"new\":1}";
+    const char *text = "{\"peft_type\":\"LORA\",\"r\":0,\"use_dora\":true,\"lora_bias\":true,\"bias\":\"some\",\"modules_to_save\":[\"\"],\"new\":1}";
     assert_int_equal(parse_copy(&c, text, &report, &err), 0);
     assert_int_equal(report.n_errors, 6);
     gr_peft_config_finish(&c);
@@ -660,6 +735,8 @@ static void every_allocation_may_fail(void **state) {
     (void)state;
     torture("config", attempt,
             minimal(",\"base_model_name_or_path\":\"b\",\"target_modules\":[\"a\",\"b\"],\"layers_to_transform\":[2,1],"
+                    "\"modules_to_save\":[\"a\",\"b\"],\"alora_invocation_tokens\":[1],"
+                    "\"trainable_token_indices\":{\"a\":[1,2],\"b\":[3]},"
                     "\"alpha_pattern\":{\"(q|k)_proj\":3},\"rank_pattern\":{\"^model.layers.0.mlp.up_proj\":2}"));
 }
 
@@ -668,6 +745,8 @@ int main(void) {
         cmocka_unit_test(reads_a_plain_config),
         cmocka_unit_test(reads_an_old_config),
         cmocka_unit_test(reads_options),
+        cmocka_unit_test(reads_what_was_trained),
+        cmocka_unit_test(bounds_lists),
         cmocka_unit_test(scales),
         cmocka_unit_test(cuts_long_target_lists),
         cmocka_unit_test(refuses_by_name),

@@ -418,9 +418,9 @@ static void the_model_given_by_the_environment(void **state) {
     assert_true(m->weight_bytes > 0);
     assert_true(m->description[0] != '\0');
     for (int layer = 0; layer < m->n_layer; layer++) {
-        for (size_t r = 0; r < m->arch->n_rules; r++) {
+        for (size_t r = 0; r < m->arch->rules[GR_RULES_LINEAR].n; r++) {
             char name[64];
-            snprintf(name, sizeof name, "blk.%d.%s", layer, m->arch->rules[r].weight);
+            snprintf(name, sizeof name, "blk.%d.%s", layer, m->arch->rules[GR_RULES_LINEAR].list[r].weight);
             int id = gr_base_model_weight(m, name);
             assert_true(id >= 0);
             assert_int_equal(m->weights[id].layer, layer);
