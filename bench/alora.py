@@ -135,7 +135,8 @@ def main():
         (folder / "adapters").mkdir()
         make_folders(args.adapters, folder / "adapters")
         command = [args.graft, "serve", "-m", args.model, "--adapters", folder / "adapters", "--registry", folder / "registry.db", "--port", 0,
-                   "--port-file", folder / "port", "--threads", 2, "--slots", args.slots, "--ctx", args.context + 64]
+                   "--port-file", folder / "port", "--threads", 2, "--slots", args.slots, "--ctx", args.context + 64,
+                   "--max-adapters", 6]
         with open(folder / "log", "w") as log:
             process = subprocess.Popen([str(c) for c in command], stdout=log, stderr=log, env={**os.environ, "GRAFT_CONFIG": "/dev/null"})
             try:
