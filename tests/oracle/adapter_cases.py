@@ -223,6 +223,13 @@ CASES = {
     "command-r": [PLAIN, RSLORA, DORA, NORMS],
     "gptneox": GPTNEOX,
     "smollm3": [PLAIN, RSLORA],
+    # The bases in Q8_0 and Q4_0 take the adapters of the float32 bases: see USES.
+    "llama-q8_0": [],
+    "llama-q4_0": [],
+    "llama-q4_k": [PLAIN, DORA, HEAD_EMBED],
+    "qwen3-q8_0": [],
+    "qwen3-q4_0": [],
+    "qwen3-q4_k": [PLAIN, DORA, HEAD_EMBED],
 }
 
 
@@ -265,7 +272,14 @@ class Use:
     words: str
     parts: list                         # of (case, factor)
     tokens: Optional[list] = None       # other tokens than the base's
+    of: Optional[str] = None            # whose adapters, if not the base's own
     same: Optional[str] = None          # the use whose logits are wanted, this one only differing in its order
+
+
+def quantised(of):
+    return [Use(f"{of}-{kind}", case, f"{case} of {of} on this base", [(case, 1)], of=of)
+            for kind in ("q8_0", "q4_0")
+            for case in ("plain", "dora", "lm-head-embed", "modules-to-save-input-norm", "trainable-tokens")]
 
 
 def factors(base, *cases):
@@ -289,6 +303,8 @@ def invocations(base):
 
 
 USES = [
+    *quantised("llama"),
+    *quantised("qwen3"),
     Use("llama", "combination-half", "one adapter at half strength", [("plain", 0.5)]),
     Use("llama", "combination-negative", "one adapter subtracted", [("qv", -0.75)]),
     Use("llama", "combination-two", "two adapters of different rank and scale", [("plain", 0.5), ("rslora", 0.75)]),

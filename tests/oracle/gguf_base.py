@@ -8,6 +8,8 @@ import re
 import gguf
 import numpy as np
 
+from tiny_models import QUANTISED
+
 LLAMA_NAMES = [
     (r"model\.embed_tokens", "token_embd"),
     (r"model\.norm", "output_norm"),
@@ -76,6 +78,8 @@ ARCH = {
     "gpt2": ("gpt2", GPT2_NAMES, False, "layer"),
     "gptneox": ("gptneox", GPTNEOX_NAMES, False, "layer"),
 }
+
+ARCH |= {name: ARCH[name[:5]] for name in QUANTISED}
 
 # Row orders that are not as in the checkpoint, for the manifest: module, shape of the rows there and in the GGUF.
 ROPE_PAIRS = {"self_attn.q_proj": "(heads, 2, half) in the checkpoint, (heads, half, 2) in the GGUF",
@@ -183,7 +187,11 @@ def write_base(base, model, path):
     w.add_type("model")
     # libllama looks into the name: with "phi3" in it, it wants Phi-3's own special tokens.
     w.add_name("tiny-fused" if base == "phi3" else f"tiny-{base}")
-    w.add_file_type(gguf.LlamaFileType.ALL_F32)
+    kind = getattr(model, "quantised_type", None)
+    w.add_file_type({None: gguf.LlamaFileType.ALL_F32, "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+                     "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0, "Q4_K": gguf.LlamaFileType.MOSTLY_Q4_K_S}[kind])
+    if kind:
+        w.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
     n_head = c.num_attention_heads
     head_dim = getattr(c, "head_dim", None) or c.hidden_size // n_head
@@ -233,8 +241,13 @@ def write_base(base, model, path):
     add_vocabulary(w, base, c.vocab_size)
 
     for name, p in model.named_parameters():
-        x = to_gguf(base, c, name, p.detach().numpy())
-        w.add_tensor(gguf_name(base, name), np.ascontiguousarray(x, dtype=np.float32))
+        blocks = getattr(model, "quantised", {}).get(name)
+        if blocks is None:
+            x = to_gguf(base, c, name, p.detach().numpy())
+            w.add_tensor(gguf_name(base, name), np.ascontiguousarray(x, dtype=np.float32))
+        else:   # orders go by rows, and a row is whole blocks
+            w.add_tensor(gguf_name(base, name), np.ascontiguousarray(to_gguf(base, c, name, blocks)),
+                         raw_dtype=gguf.GGMLQuantizationType[model.quantised_type])
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()

@@ -160,30 +160,43 @@ def put_foreign(foreign, out, same):
 def put_use(use, base, tokens, out, put):
     """One entry of the manifest's combinations, with its logits."""
     tokens = use.tokens or tokens
+    of = use.of or base
     path = out / "logits" / base / f"{use.same or use.name}.f32"
     if not use.same:
-        parts = [(out / "adapters" / base / case, factor) for case, factor in use.parts]
+        parts = [(out / "adapters" / of / case, factor) for case, factor in use.parts]
         put(path, combined_logits(base, parts, tokens))
     want = np.fromfile(path, dtype="<f4").reshape(len(tokens), -1)
     names = [name for name, _ in use.parts]
-    kinds = {case.kind for case in CASES[base] if case.name in names and case.kind}
+    kinds = {case.kind for case in CASES[of] if case.name in names and case.kind}
     entry = dict(base=base, case=use.name, options=use.words, tolerance=RECIPES[base][3])
     if kinds:
         entry["kinds"] = sorted(kinds)
     if use.tokens:
         entry["tokens"] = use.tokens
-    entry["adapters"] = [dict(adapter=f"adapters/{base}/{case}", scale=factor) for case, factor in use.parts]
+    entry["adapters"] = [dict(adapter=f"adapters/{of}/{case}", scale=factor) for case, factor in use.parts]
     entry["logits"] = str(path.relative_to(out))
     entry["change"] = float(f"{relative(want, logits_of(make_base(base), tokens)):.3g}")
     print(f"{base:13s} {use.name:28s} change {entry['change']:.2f}", flush=True)
     return entry
 
 
+def write_manifest(path, made):
+    """What was made, and what an earlier manifest says about other bases."""
+    old = json.loads(path.read_text()) if path.exists() else {}
+    bases = [b["base"] for b in made["bases"]]
+    for key in made:
+        made[key] += [entry for entry in old.get(key, []) if entry["base"] not in bases and entry["base"] in CASES]
+        made[key].sort(key=lambda entry: list(CASES).index(entry["base"]))
+    versions = dict(torch=torch.__version__.split("+")[0], transformers=transformers.__version__, peft=peft.__version__)
+    head = dict(made_with=versions, refused_for_ever=REFUSED_FOR_EVER, not_yet=NOT_YET)
+    path.write_text(json.dumps({**head, **made}, indent=1) + "\n")
+
+
 def main():
     here = Path(__file__).resolve().parent
     args = argparse.ArgumentParser()
     args.add_argument("--out", type=Path, default=here / "golden")
-    args.add_argument("--only", nargs="*", default=list(CASES), help="these bases only; no manifest is written")
+    args.add_argument("--only", nargs="*", default=list(CASES), help="these bases only; the manifest keeps the others")
     args.add_argument("--bases-only", action="store_true")
     a = args.parse_args()
     out = a.out
@@ -228,11 +241,8 @@ def main():
         same = {entry["case"]: entry for entry in cases if entry["base"] == base}
         cases += [put_foreign(f, out, same[f.case]) for f in FOREIGN if f.base == base]
         combos += [put_use(use, base, tokens, out, put) for use in USES if use.base == base]
-    if a.only == list(CASES) and not a.bases_only:
-        made_with = dict(torch=torch.__version__.split("+")[0], transformers=transformers.__version__,
-                         peft=peft.__version__)
-        text = json.dumps(dict(made_with=made_with, refused_for_ever=REFUSED_FOR_EVER, not_yet=NOT_YET, bases=bases, cases=cases, combinations=combos), indent=1)
-        (out / "manifest.json").write_text(text + "\n")
+    if not a.bases_only:
+        write_manifest(out / "manifest.json", dict(bases=bases, cases=cases, combinations=combos))
     return 0
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import transformers as tf
 
+from quantise import quantised
+
 N_VOCAB = 264
 HIDDEN = 64
 N_FF = 96
@@ -90,13 +92,36 @@ RECIPES = {
 }
 
 
+# K-quants come in blocks of 256, so these are wider.
+_WIDE = dict(hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+WIDE = {
+    "llama-wide": (lambda: tf.LlamaConfig(**_common(tie_word_embeddings=True, **_WIDE)), tf.LlamaForCausalLM),
+    "qwen3-wide": (lambda: tf.Qwen3Config(**_common(tie_word_embeddings=True, head_dim=64, **_WIDE)),
+                   tf.Qwen3ForCausalLM),
+}
+# name: (whose weights, ggml's type for every matrix). The model has the weights that the blocks stand for.
+QUANTISED = {
+    "llama-q8_0": ("llama", "Q8_0"),
+    "llama-q4_0": ("llama", "Q4_0"),
+    "llama-q4_k": ("llama-wide", "Q4_K"),
+    "qwen3-q8_0": ("qwen3", "Q8_0"),
+    "qwen3-q4_0": ("qwen3", "Q4_0"),
+    "qwen3-q4_k": ("qwen3-wide", "Q4_K"),
+}
+for _name, (_of, _type) in QUANTISED.items():
+    RECIPES[_name] = (*(WIDE.get(_of) or RECIPES[_of][:2]), f"{_of}, all matrices in {_type}, tied embeddings", "quantised")
+
+
 def seed_of(*words):
     return [zlib.crc32("/".join(words).encode())]
 
 
 def make_base(name):
-    """The base model as transformers runs it: float32, eager attention, always the same weights."""
-    config_of, model_class, _, _ = RECIPES[name]
+    """The base model as transformers runs it: float32, eager attention, always the same weights. Of a quantised
+    one, model.quantised has the blocks by the parameter's name."""
+    if name in QUANTISED:
+        return quantised_base(*QUANTISED[name])
+    config_of, model_class = WIDE.get(name) or RECIPES[name][:2]
     config = config_of()
     config._attn_implementation = "eager"
     config.use_cache = False
@@ -122,6 +147,17 @@ def make_base(name):
             p.copy_(torch.from_numpy(x.astype(np.float32)))
     for p in model.parameters():
         p.requires_grad_(False)
+    return model
+
+
+def quantised_base(name, type_name):
+    model = make_base(name)
+    model.quantised, model.quantised_type = {}, type_name
+    with torch.no_grad():
+        for pname, p in model.named_parameters():
+            if p.ndim == 2:
+                model.quantised[pname], x = quantised(p.numpy(), type_name)
+                p.copy_(torch.from_numpy(x))
     return model
 
 
