@@ -19,6 +19,11 @@ NOT_YET = [
     "dora", "dora_embedding", "lora_bias", "bias", "lm_head", "embed_tokens", "ensure_weight_tying", "modules_to_save",
     "trainable_token_indices", "alora", "split", "fused", "gptneox", "mlx", "gguf_embedding", "resized_vocabulary",
 ]
+# Kinds that adapters applied by libllama itself (--apply grouped) may be refused for, for good.
+ROWS_ONLY = [
+    "dora", "dora_embedding", "lora_bias", "bias", "lm_head", "embed_tokens", "ensure_weight_tying", "modules_to_save",
+    "trainable_token_indices", "alora", "split", "fused", "gguf_embedding",
+]
 
 QV = ["q_proj", "v_proj"]
 
@@ -123,6 +128,9 @@ TOKENS_BOTH = Case("trainable-tokens-head", "trainable_token_indices: 11 of embe
     kind="trainable_token_indices")
 TARGET_PARAMETERS = Case("target-parameters", "target_parameters: up_proj.weight of all layers", cfg(
     target_modules=QV, target_parameters=["mlp.up_proj.weight"]), kind="target_parameters")
+EXPERTS = Case("experts", "target_parameters: the experts of a mixture, all in one parameter", cfg(
+    r=2, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
+    kind="target_parameters", model="qwen3-moe", logits=False)
 ALORA = Case("alora", "alora_invocation_tokens 72, 105: active from there on", cfg(
     target_modules=["q_proj", "k_proj", "v_proj", "down_proj"], alora_invocation_tokens=[72, 105]), kind="alora")
 
@@ -179,8 +187,8 @@ GPT2 = [
         save=dict(save_embedding_layers=False)),
     Case("modules-to-save-norm", "modules_to_save: ln_f with its bias", cfg(
         target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=["ln_f", "ln_1"]), kind="modules_to_save"),
-    Case("modules-to-save-head-embed", "modules_to_save: lm_head and wte", cfg(
-        target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=["lm_head", "wte"]), kind="modules_to_save"),
+    Case("modules-to-save-embed", "modules_to_save: wte", cfg(
+        target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=["wte"]), kind="modules_to_save"),
     Case("trainable-tokens", "trainable_token_indices 11 and 42 of wte", cfg(
         target_modules=["c_attn"], fan_in_fan_out=True, trainable_token_indices={"wte": [11, 42]}),
         kind="trainable_token_indices"),
@@ -204,14 +212,14 @@ GPTNEOX = [replace(case, kind="gptneox") for case in (
 CASES = {
     "llama": FULL + LLAMA_OTHERS,
     "qwen3": FULL + [
-        DORA, LORA_BIAS, LM_HEAD, EMBED, HEAD_EMBED, DORA_EMBED, EMBED_COPY, TOKENS, ALORA, *TIED, *SAVED,
-        HEAD, saved("-qk-norm", "q_norm", "k_norm")],
+        DORA, LORA_BIAS, LM_HEAD, EMBED, HEAD_EMBED, DORA_EMBED, TOKENS, ALORA, TIED[0], SAVED[0], SAVED[2],
+        HEAD, EXPERTS, saved("-qk-norm", "q_norm", "k_norm")],
     "gpt2": GPT2,
     "granite": [PLAIN, RSLORA, DORA, HEAD_EMBED],
     "starcoder2": [PLAIN, RSLORA, DORA, replace(LORA_BIAS, config=cfg(lora_bias=True)), BIAS_ALL, NORMS],
-    "llama-untied": [PLAIN, RSLORA, LM_HEAD, EMBED, HEAD_EMBED, TOKENS, TOKENS_BOTH, HEAD, *SAVED, *FUSED],
+    "llama-untied": [PLAIN, RSLORA, LM_HEAD, EMBED, HEAD_EMBED, TOKENS, TOKENS_BOTH, HEAD, SAVED[1], *FUSED],
     "mistral": [PLAIN, RSLORA, DORA],
-    "qwen2": [PLAIN, RSLORA, LORA_BIAS, DORA, BIAS_ALL, BIAS_ONLY, HEAD_EMBED, HEAD, TOKENS],
+    "qwen2": [PLAIN, RSLORA, LORA_BIAS, DORA, BIAS_ALL, BIAS_ONLY, HEAD_EMBED],
     "gemma2": [PLAIN, RSLORA, DORA, HEAD_EMBED, NORMS, TOKENS],
     "gemma3": [PLAIN, RSLORA, DORA, EMBED, saved("-qk-norm", "q_norm", "k_norm"), saved("-embed", "embed_tokens")],
     "phi3": [PLAIN, RSLORA, Case(
@@ -247,16 +255,13 @@ class Foreign:
 
 
 FOREIGN = [
-    *(Foreign(base, "mlx", case, ("mlx",)) for base in ("llama", "qwen3") for case in ("plain", "one-layer")),
-    Foreign("llama", "mlx", "rslora", ("mlx",)),
-    Foreign("qwen2", "mlx", "plain", ("mlx",)),
-    Foreign("gemma3", "mlx", "plain", ("mlx",)),
-    Foreign("phi3", "mlx", "plain", ("mlx",)),
-    *(Foreign(base, "mlx", "dora", ("mlx", "dora")) for base in ("llama", "qwen3", "qwen2")),
+    *(Foreign(base, "mlx", case, ("mlx",)) for base in ("llama", "qwen3", "gemma3") for case in ["plain"]),
+    Foreign("qwen3", "mlx", "one-layer", ("mlx",)),
+    *(Foreign(base, "mlx", "dora", ("mlx", "dora")) for base in ("llama", "qwen2")),
     Foreign("llama-untied", "mlx", "lm-head", ("mlx", "lm_head")),
     Foreign("llama-untied", "mlx", "embed", ("mlx", "embed_tokens")),
-    *(Foreign(base, "gguf", case) for base in ("llama", "qwen3") for case in ("plain", "rslora", "patterns", "f16")),
-    *(Foreign(base, "gguf", "plain") for base in ("gpt2", "phi3", "gemma2")),
+    *(Foreign("llama", "gguf", case) for case in ("plain", "rslora", "patterns", "f16")),
+    *(Foreign(base, "gguf", "plain") for base in ("qwen3", "gpt2", "phi3")),
     Foreign("gptneox", "gguf", "plain", ("gptneox",)),
     *(Foreign(base, "gguf", "alora", ("alora",)) for base in ("llama", "qwen3")),
     Foreign("llama-untied", "gguf", "lm-head-embed", ("gguf_embedding",)),
@@ -279,12 +284,15 @@ class Use:
 def quantised(of):
     return [Use(f"{of}-{kind}", case, f"{case} of {of} on this base", [(case, 1)], of=of)
             for kind in ("q8_0", "q4_0")
-            for case in ("plain", "dora", "lm-head-embed", "modules-to-save-input-norm", "trainable-tokens")]
+            for case in ("plain", "dora", "lm-head-embed", "modules-to-save-input-norm")]
 
 
-def factors(base, *cases):
+def factors(base, *cases, of=(("half", 0.5), ("negative", -0.75))):
     return [Use(base, f"{case}-{word}", f"{case} with a factor of {factor}", [(case, factor)])
-            for case in cases for word, factor in (("half", 0.5), ("negative", -0.75))]
+            for case in cases for word, factor in of]
+
+
+HALF, NEGATIVE = [("half", 0.5)], [("negative", -0.75)]
 
 
 # 72, 105 is the invocation. Ids stay below 256 and the text below 16 tokens, so that logits stay few.
@@ -316,8 +324,9 @@ USES = [
     Use("qwen3", "combination-two-reversed", "the same two in another order", [("regex", 0.5), ("qv", 1.0)],
         same="combination-two"),
     *(use for base in ("llama", "qwen3") for use in [
-        *factors(base, "dora", "lora-bias", "lm-head-embed", "modules-to-save", "modules-to-save-embed",
-                 "modules-to-save-input-norm", "trainable-tokens", "alora"),
+        *factors(base, "dora", "lm-head-embed"),
+        *factors(base, "lora-bias", "modules-to-save", "modules-to-save-embed", "modules-to-save-input-norm",
+                 "trainable-tokens", "alora", of=HALF if base == "qwen3" else NEGATIVE),
         Use(base, "dora-and-plain", "DoRA first, then a plain adapter", [("dora", 1), ("plain", 0.5)]),
         Use(base, "plain-and-dora", "the same in the other order", [("plain", 0.5), ("dora", 1)], same="dora-and-plain"),
         Use(base, "dora-and-two", "DoRA and two others, each with a factor",
@@ -328,11 +337,14 @@ USES = [
             [("lm-head-embed", 0.75), ("modules-to-save-input-norm", 0.5)]),
         *invocations(base),
     ]),
-    *factors("llama", "modules-to-save-norm", "embed-tied", "dora-embed"),
-    *factors("qwen3", "modules-to-save-qk-norm"),
-    *factors("gpt2", "dora", "bias-all", "modules-to-save-norm"),
+    *factors("llama", "embed-tied", "dora-embed", of=HALF),
+    *factors("llama", "modules-to-save-norm", of=HALF),
+    *factors("qwen3", "modules-to-save-qk-norm", of=NEGATIVE),
+    *factors("gpt2", "dora"),
+    *factors("gpt2", "bias-all", "modules-to-save-norm", of=HALF),
     Use("gpt2", "dora-and-plain", "DoRA first, then a plain adapter", [("dora", 1), ("plain", 0.5)]),
-    *factors("qwen2", "bias-all", "bias-lora-only"),
-    *factors("llama-untied", "trainable-tokens-head"),
-    *factors("gemma2", "modules-to-save-norm"),
+    *factors("qwen2", "bias-all", of=NEGATIVE),
+    *factors("qwen2", "bias-lora-only", of=HALF),
+    *factors("llama-untied", "trainable-tokens-head", of=HALF),
+    *factors("gemma2", "modules-to-save-norm", of=NEGATIVE),
 ]

@@ -2,7 +2,7 @@
 """Runs a graft binary over the golden vectors and compares its logits with PEFT's.
 
 usage: compare.py --graft PATH [--kv f32|f16|both] [--storage f32|f16|q8_0] [--only TEXT] [--combinations]
-                  [--json FILE] [-- ARG ...]
+                  [--short] [--grouped] [--json FILE] [-- ARG ...]
 
 An adapter is right if its relative error over all logits is at most 1.5 times that of the base model alone,
 measured in the same run with the same key-value type, or below a small floor (see FLOOR). What follows `--` is
@@ -146,8 +146,17 @@ def check(args, golden, base, case, kv, folder, base_error):
     return row
 
 
-def main():
-    argv = sys.argv[1:]
+def first_of_each_kind(cases):
+    seen, out = set(), []
+    for case in cases:
+        key = (case["base"], *case.get("kinds", []), case.get("format"))
+        if key not in seen:
+            seen.add(key)
+            out.append(case)
+    return out
+
+
+def main(argv):
     more = []
     if "--" in argv:
         more = argv[argv.index("--") + 1:]
@@ -161,16 +170,23 @@ def main():
     p.add_argument("--only", default="", help="only cases whose base/case contains this text")
     p.add_argument("--combinations", action="store_true", help="also factors and several adapters at once: -a DIR@SCALE")
     p.add_argument("--no-refusals", action="store_true", help="a refusal is a failure, whatever the manifest says")
+    p.add_argument("--short", action="store_true", help="of each base the first case of each kind only")
+    p.add_argument("--grouped", action="store_true", help="through libllama's adapters, which cannot do everything")
     p.add_argument("--timeout", type=float, default=60)
     p.add_argument("--json", type=Path, help="write the table to this file")
     args = p.parse_args(argv)
-    args.more = more
+    args.more = more + (["--apply", "grouped"] if args.grouped else [])
     golden = args.golden
     manifest = json.loads((golden / "manifest.json").read_text())
     args.refused_for_ever = manifest["refused_for_ever"]
     args.not_yet = set(manifest["not_yet"])
     args.may_refuse = set() if args.no_refusals else args.not_yet.union(args.refused_for_ever)
     todo = manifest["cases"] + (manifest["combinations"] if args.combinations else [])
+    if args.grouped:
+        args.not_yet.update(manifest["rows_only"])
+        args.may_refuse.update(manifest["rows_only"])
+    if args.short:
+        todo = first_of_each_kind(todo)
     todo = [c for c in todo if args.only in f"{c['base']}/{c['case']}"]
 
     rows = []
@@ -206,4 +222,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

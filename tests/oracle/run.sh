@@ -16,4 +16,4 @@ fi
 HF_HUB_OFFLINE=1 "$venv/bin/python" "$here/make_oracle.py"
 graft="$here/../../build/dev/graft"
 python3 "$here/compare.py" --graft "$graft" --kv both --combinations
-python3 "$here/compare.py" --graft "$graft" --kv f32 --combinations -- --apply grouped
+python3 "$here/compare.py" --graft "$graft" --kv f32 --combinations --grouped

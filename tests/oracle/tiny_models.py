@@ -204,8 +204,17 @@ def regrouped(base_name, model_class, config):
     return model
 
 
+def mixture():
+    """A small mixture of experts, for adapters that are refused; no GGUF is made of it."""
+    torch.manual_seed(0)
+    model = tf.Qwen3MoeForCausalLM(tf.Qwen3MoeConfig(**_common(
+        head_dim=32, tie_word_embeddings=True, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)))
+    return model.to(torch.float32).eval()
+
+
 # Models with a base's weights in other modules. An adapter trained on one is for the base's GGUF.
 VARIANTS = {
+    "qwen3-moe": mixture,
     "phi3-split": lambda: regrouped("phi3", tf.LlamaForCausalLM, tf.LlamaConfig(**_common(rms_norm_eps=1e-5))),
     "llama-untied-fused": lambda: regrouped("llama-untied", tf.Phi3ForCausalLM, tf.Phi3Config(
         **_common(rms_norm_eps=1e-6))),
