@@ -64,10 +64,10 @@ for change, words in ((lambda d: [d[0] * 2], "twice as long"), (lambda d: [1], "
     spoil("O02", "lora-bias", f"bias {words}", "wrong_shape", lambda good, change=change: good.reshape(B, change))
 spoil("O02", "lora-bias", "bias without A and B", "missing_pair", lambda good: (drop(good, "0.self_attn.q_proj.lora_A.weight"),
                                                                             drop(good, "0.self_attn.q_proj.lora_B.weight")))
-spoil("O02", "lora-bias", "bias on A", "unexpected_tensor", lambda good: good.put(ATTENTION + "q_proj.lora_A.bias", 4))
+spoil("O02", "lora-bias", "bias on A", "unsupported_adapter", lambda good: good.put(ATTENTION + "q_proj.lora_A.bias", 4))
 config("O02", "dora", "lora_bias with DoRA, which PEFT does not have", "unsupported_adapter", lora_bias=True)
 each("O02", "lora-bias", "bad_type", "lora_bias", "true", 1, [])
-spoil("O02", "plain", "a trained bias without bias in the config", "unexpected_tensor", lambda good: good.put(ATTENTION + "q_proj.bias", 64))
+spoil("O02", "plain", "a trained bias that the base does not have", "unknown_target", lambda good: good.put(ATTENTION + "q_proj.bias", 64))
 
 
 # ---- O03: embeddings and heads ----------------------------------------------------------------------------------------------
@@ -81,9 +81,9 @@ for part, change, words in ((A, lambda d: [d[0], d[1] + 1], "one token more"), (
 spoil("O03", "embed", "ranks of A and B differ", "rank_mismatch", lambda good: good.reshape(BB, lambda d: [d[0], d[1] + 1]))
 for part in (A, BB):
     spoil("O03", "embed", f"no {part}", "missing_pair", lambda good, part=part: drop(good, part))
-spoil("O03", "embed", "embedding matrices by the names of a linear layer", "unsupported_target", lambda good: (
+spoil("O03", "embed", "embedding matrices by the names of a linear layer", "unexpected_tensor", lambda good: (
     good.rename(A, "lora_A.weight"), good.rename(BB, "lora_B.weight")))
-spoil("O03", "lm-head", "head by the names of an embedding", "unsupported_target", lambda good: (
+spoil("O03", "lm-head", "head by the names of an embedding", "unexpected_tensor", lambda good: (
     good.rename("lm_head.lora_A.weight", "lm_head." + A), good.rename("lm_head.lora_B.weight", "lm_head." + BB)))
 for n in (VOCABULARY - 1, VOCABULARY + 1, VOCABULARY * 2):
     spoil("O03", "lm-head", f"head of {n} tokens", "wrong_shape", lambda good, n=n: good.reshape("lm_head.lora_B.weight", lambda d: [n, d[1]]))
@@ -99,7 +99,7 @@ spoil("O04", "modules-to-save", "head transposed", "wrong_shape", lambda good: g
 spoil("O04", "modules-to-save", "head that is not there", "pattern_unused", lambda good: drop(good, "lm_head.weight"))
 spoil("O04", "modules-to-save", "head with NaN", "non_finite", lambda good: good.tensors.update(
     {good.first("lm_head.weight"): (*good.tensors[good.first("lm_head.weight")][:2], b"\xff" * len(good.tensors[good.first("lm_head.weight")][2]))}))
-config("O04", "modules-to-save", "head, and the config names none", "unexpected_tensor", modules_to_save=None)
+config("O04", "modules-to-save", "head, and the config names none", "base_weights_included", modules_to_save=None)
 config("O04", "plain", "names a module that no model has", "pattern_unused", modules_to_save=["lm_haed"])
 each("O04", "modules-to-save", "bad_type", "modules_to_save", "lm_head", 1, True, {"lm_head": 1}, [1], [None], [["lm_head"]])
 for change, words in ((lambda d: [d[0] + 1], "longer by one"), (lambda d: [1], "of one value"), (lambda d: [1, d[0]], "as a row")):
