@@ -15,10 +15,7 @@ REFUSED_FOR_EVER = {
     "target_parameters": "unsupported_adapter",
 }
 # Kinds that may be refused with any error until graft applies them. The manifest has both lists.
-NOT_YET = [
-    "dora", "dora_embedding", "lora_bias", "bias", "lm_head", "embed_tokens", "ensure_weight_tying", "modules_to_save",
-    "trainable_token_indices", "alora", "split", "fused", "gptneox", "mlx", "gguf_embedding", "resized_vocabulary",
-]
+NOT_YET = []
 # Kinds that adapters applied by libllama itself (--apply grouped) may be refused for, for good.
 ROWS_ONLY = [
     "dora", "dora_embedding", "lora_bias", "bias", "lm_head", "embed_tokens", "ensure_weight_tying", "modules_to_save",
