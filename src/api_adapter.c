@@ -2,6 +2,7 @@
 #include "api.h"
 
 #include "base/memory.h"
+#include "model/adapter_layout.h"
 
 #include <string.h>
 
@@ -151,9 +152,9 @@ void graft_inspection_free(graft_inspection *i) {
     }
 }
 
-/* What the two matrices take, padding included. */
-static uint64_t module_bytes(const gr_module *m) {
-    return (uint64_t)m->rank * (gr_packed_size(m->type, (size_t)m->stride_in) + gr_packed_size(m->type, (size_t)m->stride_out));
+/* What its matrices and vectors take, padding included. */
+static uint64_t module_bytes(const gr_module *m, const gr_plan_entry *e) {
+    return gr_module_matrix_bytes(m) + gr_module_vector_bytes(m, e);
 }
 
 /* Entries of the plan and modules of the adapter built from it are in the same order. */
@@ -174,7 +175,7 @@ static int list_modules(inspection *in, const graft *g, const gr_adapter *built,
             .n_in = w->n_in,
             .n_out = w->n_out,
             .dtype = gr_dtype_name(e->value ? e->value->dtype : e->a->dtype),
-            .bytes = module_bytes(&built->modules[i]),
+            .bytes = module_bytes(&built->modules[i], e),
             .kind = gr_plan_entry_kind(in->plan, e),
         };
     }

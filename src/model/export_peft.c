@@ -55,13 +55,14 @@ typedef struct writer {
 
 /* ---- modules -------------------------------------------------------------------------------------------- */
 
-/* The rule of the architecture for this weight of a layer; NULL if there is none. */
+/* The linear layer that is this weight, or NULL. */
 static const gr_module_rule *rule_of(const gr_plan *plan, const gr_weight *w) {
     const char *within = w->name + strcspn(w->name, ".");
     within += *within == '.';
     within += strcspn(within, ".");
     within += *within == '.';
-    return w->layer >= 0 ? gr_arch_rule_of(plan->base->arch, within) : NULL;
+    const gr_module_rule *rule = w->layer >= 0 ? gr_arch_rule_of(plan->base->arch, within) : NULL;
+    return rule && rule->role == GR_ROLE_LINEAR ? rule : NULL;
 }
 
 static int heads_of(const gr_base_model *base, gr_row_order order) {

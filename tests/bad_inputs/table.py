@@ -18,7 +18,7 @@ SEED = 20260701
 
 # DoRA, biases, heads and embeddings, trained tokens, aLoRA, mlx-lm's folders: switched on when verification takes them. Cases that are
 # bad only as long as it does not are made with `until_options`; options.py has those that are bad afterwards.
-OPTIONS = False
+OPTIONS = True
 
 LETTERS = {
     "F": "files and paths", "J": "JSON, as adapter_config.json", "S": "the safetensors container", "C": "adapter_config.json",
