@@ -53,11 +53,12 @@ static bool parse_int(const cli_option *o, const char *text, const char *stop, i
     size_t length = stop ? (size_t)(stop - text) : strlen(text);
     char digits[16] = "", *end = digits;
     long value = 0;
-    if (length < sizeof digits) {
+    bool fits = length < sizeof digits;
+    if (fits) {
         memcpy(digits, text, length);
         value = strtol(digits, &end, 10);
     }
-    if (length == 0 || end != digits + length || strspn(digits, "0123456789+-") != length || value < o->min ||
+    if (length == 0 || !fits || end != digits + length || strspn(digits, "0123456789+-") != length || value < o->min ||
         value > o->max) {
         char quoted[GR_QUOTE_SIZE];
         snprintf(why, why_size, "\"%s\" is not a whole number from %.10g to %.10g",

@@ -114,6 +114,9 @@ void cli_settings_strangers(void);
 /* Reads the file at `path` into s (settings_file.c). Errors: BAD_SETTING. With `missing_ok` a missing one is none. */
 int cli_settings_read_file(cli_settings *s, const char *path, bool missing_ok, graft_error *err);
 
+/* The same with the file's bytes at hand; `path` is for messages, and its folder for paths in them. */
+int cli_settings_read_text(cli_settings *s, const char *path, const char *text, size_t length, graft_error *err);
+
 /* The setting whose key is nearest to `key` (of any length), or NULL if none is near. */
 const cli_setting *cli_setting_nearest(const char *key, size_t length);
 /* The id of the setting with this key, or -1. */

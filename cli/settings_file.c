@@ -95,7 +95,10 @@ static int check_form(reading *r, const char *text, size_t length) {
                    : refuse(r, "unknown section \"%s\"; no section is needed, and [graft] is the only one",
                             gr_quote(quoted, text, length));
     }
-    size_t key = strcspn(text, "=:;\n");
+    size_t key = 0;
+    while (key < length && !strchr("=:;", text[key])) {
+        key++;
+    }
     return key < length && text[key] == '=' ? 0 : refuse(r, "\"%s\" is not `key = value`", gr_quote(quoted, text, length));
 }
 
@@ -182,6 +185,13 @@ static int parse(reading *r) {
     return r->code;
 }
 
+int cli_settings_read_text(cli_settings *s, const char *path, const char *text, size_t length, graft_error *err) {
+    reading r = {.s = s, .path = path, .folder = folder_of(path), .at = text, .end = text + length, .err = err};
+    int code = parse(&r);
+    gr_free(r.folder);
+    return code;
+}
+
 int cli_settings_read_file(cli_settings *s, const char *path, bool missing_ok, graft_error *err) {
     char *text;
     size_t length;
@@ -193,10 +203,8 @@ int cli_settings_read_file(cli_settings *s, const char *path, bool missing_ok, g
     if (code) {
         return gr_fail(err, GRAFT_E_BAD_SETTING, "settings file %.*s: %.200s", CLI_PATH_SHOWN, path, why.message);
     }
-    reading r = {.s = s, .path = path, .folder = folder_of(path), .at = text, .end = text + length, .err = err};
-    code = parse(&r);
+    code = cli_settings_read_text(s, path, text, length, err);
     s->file = path;
-    gr_free(r.folder);
     gr_free(text);
     return code;
 }

@@ -17,6 +17,8 @@ static const char *type_of(int status) {
     }
 }
 
+static void fill(srv_fault *f, int status, const char *code, const char *param, const char *format, va_list args) GR_PRINTF(5, 0);
+
 static void fill(srv_fault *f, int status, const char *code, const char *param, const char *format, va_list args) {
     *f = (srv_fault){.status = status, .code = code};
     snprintf(f->param, sizeof f->param, "%s", param ? param : "");

@@ -1,10 +1,12 @@
 /*
  * Most mutants of a PEFT folder would be refused by the first check. So here config and header are changed as JSON, and the folder is
- * put together again: offsets as the shapes say, data repeated or cut to fit, lengths right. One mutant in eight is libFuzzer's own.
+ * put together again: offsets as the shapes say, data repeated or cut to fit, lengths right. Three quarters of these are made to agree
+ * with the base (load_settle.h). One mutant in eight is libFuzzer's own.
  */
 #include "load_mutator.h"
 
 #include "fuzz.h"
+#include "load_settle.h"
 
 #include <jansson.h>
 #include <stdio.h>
@@ -30,6 +32,7 @@ typedef struct mutant {
     json_t *config, *header;
     uint8_t *data; /* of the tensors, as it was */
     size_t n_data;
+    bool settled;
 } mutant;
 
 static uint32_t below(mutant *m, uint32_t n) {
@@ -240,6 +243,18 @@ static size_t lay_out(mutant *m) {
     return (size_t)at;
 }
 
+static void settle_values(mutant *m, uint8_t *data) {
+    const char *key;
+    json_t *entry;
+    json_object_foreach(m->header, key, entry) {
+        if (json_object_get(entry, "shape")) {
+            size_t bytes = (size_t)bytes_of(entry);
+            fuzz_settle_values(data, bytes, json_string_value(json_object_get(entry, "dtype")));
+            data += bytes;
+        }
+    }
+}
+
 static size_t put_together(mutant *m, uint8_t *out, size_t max_size) {
     size_t n = lay_out(m), written = 0;
     char *config = json_dumps(m->config, JSON_COMPACT), *header = json_dumps(m->header, JSON_COMPACT);
@@ -257,6 +272,9 @@ static size_t put_together(mutant *m, uint8_t *out, size_t max_size) {
             memcpy(weights + 8, header, h);
             for (size_t i = 0; i < n; i++) {
                 weights[8 + h + i] = m->n_data ? m->data[i % m->n_data] : 0;
+            }
+            if (m->settled) {
+                settle_values(m, weights + 8 + h);
             }
             written = 4 + c + 8 + h + n;
         }
@@ -292,6 +310,10 @@ size_t fuzz_mutate_folder(uint8_t *data, size_t size, size_t max_size, unsigned 
             case 1: change_header(&m); break;
             default: change_data(&m); break;
             }
+        }
+        m.settled = below(&m, 4) != 0;
+        if (m.settled) {
+            fuzz_settle(m.config, m.header);
         }
         written = put_together(&m, data, max_size);
     }
