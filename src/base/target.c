@@ -217,13 +217,14 @@ int gr_target_room(const gr_target *t, uint64_t bytes, graft_error *err) {
 
 /* ---- the end -------------------------------------------------------------------------------------------- */
 
+/* Takes no memory: it may be what was missing. */
 static void remove_folder(const char *folder, const char *const *names) {
-    for (size_t i = 0; names && names[i]; i++) {
-        char *path = join(folder, names[i]);
-        if (path) {
-            unlink(path);
-        }
-        gr_free(path);
+    int dir = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (size_t i = 0; dir >= 0 && names && names[i]; i++) {
+        unlinkat(dir, names[i], 0);
+    }
+    if (dir >= 0) {
+        close(dir);
     }
     rmdir(folder);
 }
