@@ -113,12 +113,19 @@ def shown(c):
     return code + (f"; by name `{c.by_name}`" if c.by_name != c.expected else "")
 
 
+def plain(variant):
+    """As text in a table of Markdown."""
+    for c in "\\|*_[]<>`#":
+        variant = variant.replace(c, "\\" + c)
+    return "".join(ch if ch.isprintable() else f"\\\\x{ord(ch):02x}" for ch in variant)
+
+
 def markdown(found):
     letters = ", ".join(f"{letter}: {words}" for letter, words in LETTERS.items())
     print(f"""# Bad inputs
 
-What graft does with adapters that are not what they should be. Each of these {len(found)} rows is a file that the tests make
-(`tests/bad_inputs`, seed {SEED}) and take through every door: `graft inspect`, an open by path, `graft adapter add`, `graft adapters scan`, the
+What graft does with adapters that are not what they should be. The tests make {len(found)} of them (`tests/bad_inputs`,
+seed {SEED}), those below, and take each through every door: `graft inspect`, an open by path, `graft adapter add`, `graft adapters scan`, the
 load of a registered adapter, and a server's `POST /v1/load_lora_adapter` and requests by name. The code is the same at each. Where a door
 cannot know yet, because it has no base model (add, scan), it accepts, and the first load says the code.
 
@@ -133,10 +140,11 @@ This page is made by `python3 tests/bad_inputs/table.py`; `make check` fails whe
 
 | row | input | code |
 | --- | --- | --- |""")
+    groups = {}
     for c in found:
-        variant = c.variant.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
-        variant = "".join(ch if ch.isprintable() else f"\\\\x{ord(ch):02x}" for ch in variant)
-        print(f"| {c.row} | {variant} | {shown(c)} |")
+        groups.setdefault((c.row, shown(c)), []).append(plain(c.variant))
+    for (row, code), variants in groups.items():
+        print(f"| {row} | {'; '.join(variants)} | {code} |")
 
 
 def generate(found, root):

@@ -141,7 +141,7 @@ class Served(unittest.TestCase):
 
     def ask_by_name(self, case, path):
         if self.registered.get(case.name) != path:  # nothing there that a scan takes for an adapter, or it leads out
-            self.assertIn(case.row[0], "FG")
+            self.assertIn(case.row[0], "FGO")
             return
         reply = self.post("/v1/completions", model=case.name, fallback="error", **GREEDY)
         self.expect(case, self.said(reply, "code"))
