@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "model/source.h"
 #include "loader/budget.h"
 #include "lora/grouped.h"
 #include "registry/registry.h"
@@ -43,9 +44,8 @@ static bool add_identity(gr_file_identity *out, const char *path) {
     return true;
 }
 
-/* A folder is what its entries and its two files are. */
+/* A folder is what its entries and its files are. */
 static int identify(void *self, const char *path, gr_file_identity *out, graft_error *err) {
-    static const char *const parts[] = {"adapter_config.json", "adapter_model.safetensors"};
     (void)self;
     memset(out, 0, sizeof *out);
     if (!add_identity(out, path)) {
@@ -56,8 +56,8 @@ static int identify(void *self, const char *path, gr_file_identity *out, graft_e
     if (!file) {
         return gr_fail_memory(err, room);
     }
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        snprintf(file, room, "%s/%s", path, parts[i]);
+    for (size_t i = 0; i < GR_SOURCE_FILES; i++) {
+        snprintf(file, room, "%s/%s", path, gr_source_files[i]);
         add_identity(out, file);
     }
     gr_free(file);

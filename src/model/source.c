@@ -19,6 +19,8 @@
 #define MLX_WEIGHTS_NAME "adapters.safetensors"
 #define CONFIG_NAME "adapter_config.json"
 
+const char *const gr_source_files[GR_SOURCE_FILES] = {CONFIG_NAME, WEIGHTS_NAME, MLX_WEIGHTS_NAME};
+
 enum {
     FIRST_BYTES = 16,
     MAX_CONFIG = 1 << 20,     /* real ones have 1 to 20 KB */

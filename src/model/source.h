@@ -28,6 +28,10 @@ typedef struct gr_source {
     uint8_t config_hash[32];   /* SHA-256 of adapter_config.json's bytes; of nothing for GGUF */
 } gr_source;
 
+/* The files of a folder that make it an adapter: the settings, PEFT's weights, mlx-lm's. */
+enum { GR_SOURCE_FILES = 3 };
+extern const char *const gr_source_files[GR_SOURCE_FILES];
+
 /* What a file must be like to be opened. */
 typedef struct gr_source_limits {
     uint64_t max_bytes; /* of the weights: larger ones are refused before reading */

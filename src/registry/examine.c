@@ -86,11 +86,10 @@ static int check_below(const char *path, const char *root, graft_error *err) {
 }
 
 static int check_root(const char *path, const char *root, graft_error *err) {
-    static const char *const files[] = {"adapter_config.json", "adapter_model.safetensors"};
     int rc = check_below(path, root, err);
-    for (size_t i = 0; i < sizeof files / sizeof *files && !rc; i++) {
+    for (size_t i = 0; i < GR_SOURCE_FILES && !rc; i++) {
         char file[PATH_MAX];
-        if (snprintf(file, sizeof file, "%s/%s", path, files[i]) < (int)sizeof file) {
+        if (snprintf(file, sizeof file, "%s/%s", path, gr_source_files[i]) < (int)sizeof file) {
             rc = check_below(file, root, err);
         }
     }

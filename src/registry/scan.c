@@ -11,6 +11,7 @@
 #include "base/memory.h"
 #include "registry/names.h"
 #include "registry/put.h"
+#include "model/source.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -213,8 +214,12 @@ static bool is_gguf(const char *name) {
     return n > 5 && strcmp(name + n - 5, ".gguf") == 0;
 }
 
-static bool marks_peft(const char *name) {
-    return strcmp(name, "adapter_config.json") == 0 || strncmp(name, "adapter_model.", 14) == 0;
+static bool marks_folder(const char *name) {
+    bool marks = strncmp(name, "adapter_model.", 14) == 0;
+    for (int i = 0; i < GR_SOURCE_FILES; i++) {
+        marks = marks || strcmp(name, gr_source_files[i]) == 0;
+    }
+    return marks;
 }
 
 static char *join(const char *folder, const char *name) {
@@ -252,8 +257,10 @@ static int found_gguf(scan *s, const folder *d, const char *name, graft_error *e
 static int found_link(scan *s, const folder *d, const char *name, graft_error *err) {
     int fd = openat(d->fd, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NONBLOCK);
     struct stat st;
-    bool peft = fd >= 0 && (fstatat(fd, "adapter_config.json", &st, AT_SYMLINK_NOFOLLOW) == 0 ||
-                            fstatat(fd, "adapter_model.safetensors", &st, AT_SYMLINK_NOFOLLOW) == 0);
+    bool peft = false;
+    for (int i = 0; i < GR_SOURCE_FILES && fd >= 0; i++) {
+        peft = peft || fstatat(fd, gr_source_files[i], &st, AT_SYMLINK_NOFOLLOW) == 0;
+    }
     if (fd >= 0) {
         close(fd);
     }
@@ -297,7 +304,7 @@ static int visit(scan *s, const folder *d, const char *name, graft_error *err) {
 static int visit_all(scan *s, folder *d, const names *l, graft_error *err) {
     int rc = 0;
     for (size_t i = 0; i < l->n; i++) {
-        d->peft = d->peft || marks_peft(l->items[i]);
+        d->peft = d->peft || marks_folder(l->items[i]);
         d->n_gguf += is_gguf(l->items[i]);
     }
     if (d->peft) {

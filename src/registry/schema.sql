@@ -1,4 +1,4 @@
--- The registry's tables, version 1 (PRAGMA user_version). Later versions are further files (schema_2.sql), applied in order by store.c.
+-- The registry's tables, version 1 (PRAGMA user_version). Later versions are further files (schema_2.sql, schema_3.sql), applied in order by store.c.
 -- Times are seconds since 1970, UTC. Names compare by bytes, so `a` and `A` are two names.
 
 CREATE TABLE projects (

@@ -19,7 +19,7 @@
 
 
 /* What each version's tables are made of: step i leads from version i to i + 1. */
-static const char *const migrations[GR_STORE_VERSION] = {gr_schema_sql, gr_schema_2_sql};
+static const char *const migrations[GR_STORE_VERSION] = {gr_schema_sql, gr_schema_2_sql, gr_schema_3_sql};
 
 /* ---- errors --------------------------------------------------------------------------------------------- */
 

@@ -15,7 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define GR_STORE_VERSION 2
+#define GR_STORE_VERSION 3
 #define GR_STORE_KEYS 2 /* the first version that has the table `keys` */
 #define GR_STORE_APPLICATION 0x47524654 /* "GRFT", PRAGMA application_id */
 
