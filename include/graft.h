@@ -347,7 +347,7 @@ typedef struct graft_adapter graft_adapter;
 
 typedef struct graft_adapter_info {
     const char *path;
-    const char *format;     /* "peft" or "gguf" */
+    const char *format;     /* "peft", "gguf" or "mlx" */
     const char *generation; /* SHA-256 of config and weights, 64 hex digits */
     uint64_t bytes;         /* what it holds in memory, to the byte; libllama's copy for grouped decoding is extra */
     double load_ms;         /* reading, verifying, packing */
@@ -1014,7 +1014,7 @@ typedef struct graft_registered {
     const char *project, *adapter;
     const char *path;       /* absolute */
     const char *generation; /* SHA-256 of config and weights, 64 hex digits; "" = not read yet */
-    const char *format;     /* "peft", "gguf"; "" = not known */
+    const char *format;     /* "peft", "gguf", "mlx"; "" = not known */
     const char *base;       /* fingerprint of the base it last loaded on, 64 hex digits; "" = none yet */
     int rank;               /* the largest; 0 = not known */
     uint64_t file_bytes;    /* of the weights file; 0 = not known */

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static const char *const format_names[] = {"", "peft", "gguf"};
+static const char *const format_names[] = {"", "peft", "gguf", "mlx"};
 static const char *const state_names[] = {"registered", "ready", "failed", "missing", "changed"};
 
 const char *gr_format_name(int format) {
@@ -13,7 +13,7 @@ const char *gr_format_name(int format) {
 }
 
 int gr_format_of(const char *name) {
-    for (int i = 1; name && i < 3; i++) {
+    for (int i = 1; name && i < (int)(sizeof format_names / sizeof *format_names); i++) {
         if (strcmp(name, format_names[i]) == 0) {
             return i;
         }

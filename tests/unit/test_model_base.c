@@ -422,8 +422,9 @@ static void the_model_given_by_the_environment(void **state) {
             char name[64];
             snprintf(name, sizeof name, "blk.%d.%s", layer, m->arch->rules[GR_RULES_LINEAR].list[r].weight);
             int id = gr_base_model_weight(m, name);
-            assert_true(id >= 0);
-            assert_int_equal(m->weights[id].layer, layer);
+            bool fused = strstr(name, "attn_qkv") != NULL; /* or split: one of the two is there */
+            assert_true(id >= 0 || fused);
+            assert_true(id < 0 || m->weights[id].layer == layer);
         }
     }
     if (strstr(path, "SmolLM2-135M")) {

@@ -212,8 +212,8 @@ static void no_way_back(void **state) {
     not_recovered(&d, GRAFT_E_REGISTRY_BUSY, "writes to the registry");
     gr_registry_close(r);
     /* A newer version is no damage. */
-    support_sql(&d, "PRAGMA user_version=3");
-    not_recovered(&d, GRAFT_E_REGISTRY_INVALID, "is of version 3");
+    support_sql(&d, "PRAGMA user_version=4");
+    not_recovered(&d, GRAFT_E_REGISTRY_INVALID, "is of version 4");
     refused(&d, "put a good copy");
     /* The backup damaged too, then absent. */
     test_write(&d, "registry.db", whole, n / 2);

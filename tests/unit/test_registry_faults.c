@@ -87,12 +87,12 @@ static void foreign_and_newer(void **state) {
     support_no_open(&d, false, GRAFT_E_REGISTRY_INVALID, "some other program");
     unlink(test_path(&d, "registry.db"));
     make_registry(&d, 1);
-    support_sql(&d, "PRAGMA user_version=3");
-    support_no_open(&d, false, GRAFT_E_REGISTRY_INVALID, "is of version 3, this graft knows up to 2");
-    support_no_open(&d, true, GRAFT_E_REGISTRY_INVALID, "is of version 3");
+    support_sql(&d, "PRAGMA user_version=4");
+    support_no_open(&d, false, GRAFT_E_REGISTRY_INVALID, "is of version 4, this graft knows up to 3");
+    support_no_open(&d, true, GRAFT_E_REGISTRY_INVALID, "is of version 4");
     support_sql(&d, "PRAGMA user_version=0");
     support_no_open(&d, false, GRAFT_E_REGISTRY_INVALID, "is of version 0");
-    support_sql(&d, "PRAGMA user_version=2");
+    support_sql(&d, "PRAGMA user_version=3");
     /* What a hand has put in is checked like anything else from outside. */
     support_sql(&d, "UPDATE projects SET name='../../etc' WHERE name='p000'");
     support_no_open(&d, false, GRAFT_E_REGISTRY_INVALID, "../../etc");
@@ -122,10 +122,10 @@ static void refused_with_a_log(void **state) {
     make_registry(&d, 3);
     assert_int_equal(sqlite3_open(test_path(&d, "registry.db"), &db), SQLITE_OK);
     sqlite3_db_config(db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
-    assert_int_equal(sqlite3_exec(db, "PRAGMA user_version=3; INSERT INTO projects VALUES (99, 'new', 1, 1)", NULL, NULL, NULL), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(db, "PRAGMA user_version=4; INSERT INTO projects VALUES (99, 'new', 1, 1)", NULL, NULL, NULL), SQLITE_OK);
     sqlite3_close(db);
     char *before = read_file(test_path(&d, "registry.db"), &n);
-    support_no_open(&d, false, GRAFT_E_REGISTRY_INVALID, "is of version 3");
+    support_no_open(&d, false, GRAFT_E_REGISTRY_INVALID, "is of version 4");
     char *now = read_file(test_path(&d, "registry.db"), &after);
     assert_int_equal(after, n);
     assert_memory_equal(now, before, n);
