@@ -109,7 +109,8 @@ static const char *shown(char out[64], const json_t *v) {
 /* A switch that old files may have as 0 or as an empty text. */
 static int get_switch(const parse *p, const char *key, bool *out) {
     const json_t *v = get(p, key);
-    return v && is_off(v) ? 0 : get_bool(p, key, out);
+    bool off = v && !json_is_array(v) && !json_is_object(v) && is_off(v);
+    return off ? 0 : get_bool(p, key, out);
 }
 
 /* ---- keys that must be off ------------------------------------------------------------------------------- */

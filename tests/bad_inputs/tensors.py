@@ -3,7 +3,7 @@
 import struct
 
 from making import save
-from table import OPTIONS, add, dice, until_options
+from table import add, dice, until_options
 
 
 def spoil(row, variant, code, by_name=None):
@@ -151,7 +151,7 @@ for part in ("", ".weight", ".default", ".default.weight"):
     spoil("L09", f"all names end in lora_A{part}", None)(lambda good, part=part: (
         good.rename("lora_A.weight", "lora_A" + part), good.rename("lora_B.weight", "lora_B" + part)))
 for end in (".weight.weight", ".other.weight", ".default.default.weight", ".weight2", ".WEIGHT"):
-    spoil("L08", f"names end in lora_A{end}", "unexpected_tensor" if end.endswith(("2", "T")) else "unknown_target" if OPTIONS else "unsupported_adapter")(
+    spoil("L08", f"names end in lora_A{end}", "unexpected_tensor" if end.endswith(("2", "T")) else "unknown_target")(
         lambda good, end=end: (good.rename("lora_A.weight", "lora_A" + end), good.rename("lora_B.weight", "lora_B" + end)))
 spoil("L10", "fused name on a split base", until_options("unsupported_target"))(lambda good: good.rename("self_attn.q_proj", "self_attn.qkv_proj"))
 spoil("L10", "fused name of the other half", until_options("unsupported_target"))(lambda good: good.rename("mlp.up_proj", "mlp.gate_up_proj"))
