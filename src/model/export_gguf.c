@@ -7,7 +7,7 @@
 #include "base/memory.h"
 #include "model/convert.h"
 #include "model/export_matrix.h"
-#include "model/export_rows.h"
+#include "model/row_map.h"
 
 #include <ggml.h>
 #include <gguf.h>
@@ -298,7 +298,8 @@ static int stack_a(writer *w, const pair *p, float *out, graft_error *err) {
     for (size_t i = 0; i < p->n; i++) {
         const gr_plan_entry *e = &w->plan->entries[p->first + i];
         float *a = NULL;
-        int rc = gr_export_read(&a, w->plan->source, e->a, e->transposed, err);
+        bool by_token_there = rows && w->plan->source->format == GR_SOURCE_GGUF;
+        int rc = gr_export_read(&a, w->plan->source, e->a, e->transposed || by_token_there, err);
         if (rc) {
             return rc;
         }
@@ -329,7 +330,7 @@ static int stack_b(writer *w, const pair *p, float *out, graft_error *err) {
             return rc;
         }
         for (size_t r = 0; r < n; r++) {
-            const float *from = b + ((size_t)e->first_in_file + gr_export_row_from(e->rows, n, r)) * own;
+            const float *from = b + ((size_t)e->first_in_file + gr_row_map_from(e->rows, n, r)) * own;
             float *to = out + ((size_t)e->first + r) * rank + at;
             for (size_t k = 0; k < own; k++) {
                 to[k] = factor * from[k];

@@ -8,7 +8,7 @@
 #include "base/memory.h"
 #include "format/safetensors_write.h"
 #include "model/export_matrix.h"
-#include "model/export_rows.h"
+#include "model/row_map.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -76,7 +76,7 @@ static int name_from_gguf(module *m, const gr_plan *plan, char out[MODULE_SIZE],
         return gr_fail(err, GRAFT_E_UNSUPPORTED_TARGET, "%s: which module of the checkpoint it was is not certain", w->name);
     }
     m->undo = (gr_row_map){rule->order, rule->order == GR_ROWS_AS_IS ? 0 : heads_of(plan->base, rule->order)};
-    if (!gr_export_row_fits(m->undo, (size_t)w->n_out)) {
+    if (!gr_row_map_fits(m->undo, (size_t)w->n_out)) {
         return gr_fail(err, GRAFT_E_UNSUPPORTED_TARGET, "%s: its heads do not divide its rows, so their order is unknown", w->name);
     }
     snprintf(out, MODULE_SIZE, "%s.%d.%s", plan->base->arch->layers, w->layer, rule->module);
@@ -311,7 +311,7 @@ static int add_tensors(writer *w, graft_error *err) {
 static float *put_back(const module *m, const float *x, size_t rows, size_t columns) {
     float *out = gr_calloc(rows * columns, sizeof *out);
     for (size_t r = 0; out && r < rows; r++) {
-        memcpy(out + r * columns, x + gr_export_row_to(m->undo, rows, r) * columns, columns * sizeof *out);
+        memcpy(out + r * columns, x + gr_row_map_to(m->undo, rows, r) * columns, columns * sizeof *out);
     }
     return out;
 }

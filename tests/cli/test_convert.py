@@ -127,6 +127,17 @@ class RoundTrips(Case):
                 folder = self.convert("llama", gguf, case)
                 self.assert_near(self.logits("llama", folder), want, 1e-6)
 
+    def test_rows_of_heads_and_columns_by_token(self):
+        """gptneox's order of q, k and v, there and back; an embedding's A from one GGUF file to another."""
+        want = self.logits("gptneox", adapter("gptneox"))
+        gguf = self.convert("gptneox", adapter("gptneox"), "neox.gguf")
+        self.assert_near(self.logits("gptneox", gguf), want, 1e-5)
+        self.assertEqual(tensors(self.convert("gptneox", gguf, "neox")), tensors(adapter("gptneox")))
+        for name, case in [("llama", "gguf-embed.gguf"), ("llama-untied", "gguf-lm-head-embed.gguf")]:
+            with self.subTest(base=name):
+                again = self.convert(name, adapter(name, case), f"{name}.gguf", "--to", "gguf")
+                self.assert_near(self.logits(name, again), self.logits(name, adapter(name, case)), 1e-6)
+
     def test_libllama_reads_it(self):
         """Grouped decoding hands the adapter to libllama; its own reading of the file is in unit/test_model_export.c."""
         gguf = self.convert("llama", adapter("llama"), "a.gguf")
