@@ -115,10 +115,15 @@ static bool concerns(const merger *m, const gr_module *module, int id, unsigned 
     return (module->weight == id && (ops & 1u << module->op)) || is_shift_of(m, module, name);
 }
 
+/* As lora/combine.h has it: a row can have one such change. */
+static bool replaces_or_scales(const gr_module *module) {
+    return module->kind == GR_LOW_RANK ? module->gain.magnitude != NULL : module->kind != GR_BIAS;
+}
+
 /* Puts what changes list[i] behind the other changes. */
 static int collect(merger *m, gr_merge_tensor *t, int id, unsigned ops, graft_error *err) {
     size_t first = m->n_changes;
-    const gr_merge_use *dora = NULL; /* an adapter may have several on one weight, on rows of their own */
+    const gr_merge_use *other = NULL; /* an adapter may have several on one weight, on rows of their own */
     for (size_t u = 0; u < m->n_uses; u++) {
         const gr_merge_use *use = &m->uses[u];
         for (size_t k = 0; k < use->adapter->n_modules && use->factor != 0; k++) {
@@ -126,11 +131,12 @@ static int collect(merger *m, gr_merge_tensor *t, int id, unsigned ops, graft_er
             if (!concerns(m, module, id, ops, t->name)) {
                 continue;
             }
-            bool gain = module->kind == GR_LOW_RANK && module->gain.magnitude && module->weight == id;
-            if (gain && dora && dora != use) {
-                return refuse(m, use, module->weight, "two DoRA adapters change it: their result depends on their order", err);
+            bool alone = replaces_or_scales(module) && module->weight == id;
+            if (alone && other && other != use) {
+                return refuse(m, use, module->weight,
+                              "two adapters replace or scale (DoRA) it: their result depends on their order", err);
             }
-            dora = gain ? use : dora;
+            other = alone ? use : other;
             m->changes[m->n_changes++] = (gr_merge_change){module, use->factor};
         }
     }

@@ -64,21 +64,39 @@ static void token_row(float *w, const gr_module *m, float f, int64_t row, int64_
     }
 }
 
-static void dora_row(float *w, const gr_module *m, float f, int64_t row, int64_t n_in, float *scratch) {
-    int64_t at;
+/* Of a product magnitudes go by row: the weight's own, as it is here. */
+static void scale_row(float *w, const gr_module *m, int64_t at, int64_t n_in) {
     double norm = 0;
-    if (!covers(m, row, &at)) {
-        return;
-    }
-    memset(scratch, 0, (size_t)n_in * sizeof *scratch);
-    low_rank_row(scratch, m, f * m->scale, row);
-    add(w, scratch, 1.0f, n_in);
     for (int64_t j = 0; j < n_in; j++) {
         norm += (double)w[j] * (double)w[j];
     }
     float gain = (float)((double)m->gain.magnitude[at] / sqrt(norm));
     for (int64_t j = 0; j < n_in; j++) {
         w[j] *= gain;
+    }
+}
+
+/* Of an embedding they go by column, over all tokens: as measured when the adapter was built. */
+static void scale_columns(float *w, const gr_module *m, float f) {
+    double c = (double)f * (double)m->scale;
+    for (int j = 0; j < m->n_out; j++) {
+        double square = (double)m->gain.ww[j] + c * (2 * (double)m->gain.wba[j] + c * (double)m->gain.bb[j]);
+        w[j] *= (float)((double)m->gain.magnitude[j] / sqrt(square)); /* not finite: told of the merged weight */
+    }
+}
+
+static void dora_row(float *w, const gr_module *m, float f, int64_t row, int64_t n_in, float *scratch) {
+    int64_t at;
+    if (!covers(m, row, &at)) {
+        return;
+    }
+    memset(scratch, 0, (size_t)n_in * sizeof *scratch);
+    low_rank_row(scratch, m, f * m->scale, row);
+    add(w, scratch, 1.0f, n_in);
+    if (m->op == GR_OP_ROWS) {
+        scale_columns(w, m, f);
+    } else {
+        scale_row(w, m, at, n_in);
     }
 }
 

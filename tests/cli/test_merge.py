@@ -124,6 +124,16 @@ class Logits(Case):
                 self.assertLess(self.error(merged, applied), limit)
                 self.assertGreater(self.error(merged, self.logits(name, base(name))), 1e-2)
 
+    def test_every_kind_of_change(self):
+        for name, case in [("llama", "dora"), ("llama", "dora-embed"), ("qwen3", "dora-embed"), ("llama", "lm-head-embed"),
+                           ("llama", "trainable-tokens"), ("llama", "modules-to-save-embed"), ("llama", "modules-to-save-norm"),
+                           ("qwen2", "bias-lora-only")]:
+            for factor in [1, 0.5]:
+                with self.subTest(base=name, case=case, factor=factor):
+                    use = f"{adapter(name, case)}@{factor}"
+                    merged = self.logits(name, self.merge(name, "-a", use))
+                    self.assertLess(self.error(merged, self.logits(name, base(name), "-a", use)), 2e-5)
+
     def test_scales_and_factors(self):
         cases = [["rslora"], ["patterns"], ["plain@0.5"], ["plain@-1"], ["plain", "qv@0.25"], ["qv@0.25", "plain"]]
         for case in cases:
@@ -198,6 +208,13 @@ class Refusals(Case):
         self.assertEqual(list(self.folder.iterdir()), [self.out])
         (self.folder / "d").mkdir()
         self.bad("conflict", "merge", "-m", base("llama"), "-a", adapter("llama"), self.folder / "d", "--force")
+
+    def test_two_that_replace_or_scale_one_weight(self):
+        for a, b in [("dora", "dora-embed"), ("modules-to-save-norm", "modules-to-save-norm"),
+                     ("modules-to-save-embed", "dora-embed")]:
+            with self.subTest(adapters=[a, b]):
+                self.bad("unsupported_adapter", "merge", "-m", base("llama"), "-a", adapter("llama", a), "-a",
+                         adapter("llama", b), self.out)
 
     def test_not_over_the_base(self):
         model = self.folder / "base.gguf"
