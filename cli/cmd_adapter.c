@@ -14,8 +14,9 @@ static int add(int argc, char **argv) {
     };
     const cli_command command = {
         .usage = "graft adapter add PROJECT[/ADAPTER] PATH [options]",
-        .about = "Registers the adapter at PATH, a PEFT folder or a GGUF file, for a project that exists. Its files are opened\n"
-                 "and hashed now; whether they fit a base model comes out when they are first loaded, or with graft inspect.",
+        .about = "Registers the adapter at PATH, a folder of PEFT or mlx-lm or a GGUF file, for a project that exists. Its files\n"
+                 "are opened and hashed now; whether they fit a base model comes out when they are first loaded, or with\n"
+                 "graft inspect.",
         .examples = "  graft adapter add alder projects/alder\n"
                     "  graft adapter add alder/formal projects/alder-formal\n"
                     "  graft adapter add alder projects/alder-2 --replace\n"

@@ -77,9 +77,8 @@ static int scan(int argc, char **argv) {
     cli_settings settings = cli_settings_default();
     const cli_command command = {
         .usage = "graft adapters scan DIR [options]",
-        .about = "Registers every PEFT folder and GGUF adapter below DIR, without reading weights or loading anything. "
-                 "The folder's\n"
-                 "name becomes the project (spaces and punctuation as '-'), its adapter `default`. "
+        .about = "Registers every folder of PEFT or mlx-lm and every GGUF adapter below DIR, without reading weights or loading\n"
+                 "anything. The folder's name becomes the project (spaces and punctuation as '-'), its adapter `default`. "
                  "Broken ones are registered as\n"
                  "failed, with the reason. What is registered already stays; names that stand for something else are refused.\n"
                  "Names that begin with '.' are passed over; links are followed only to adapters below DIR.",

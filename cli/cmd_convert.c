@@ -16,8 +16,9 @@ static int parse(cli_settings *s, graft_convert_options *o, int argc, char **arg
     };
     const cli_command command = {
         .usage = "graft convert -m MODEL ADAPTER OUT [options]",
-        .about = "Writes the adapter in another form: a PEFT folder as a GGUF file that llama.cpp reads, a GGUF adapter as a\n"
-                 "PEFT folder. What is written computes the same; what has no place in the other form is refused.",
+        .about = "Writes the adapter in another form: a folder of PEFT or mlx-lm as a GGUF file that llama.cpp reads, a GGUF\n"
+                 "adapter (or, with --to peft, a folder of mlx-lm) as a PEFT folder. What is written computes the same; what has no\n"
+                 "place in the other form is refused.",
         .examples = "  graft convert -m base.gguf projects/alder alder.gguf\n"
                     "  graft convert -m base.gguf alder.gguf folder --type f16\n"
                     "\n"

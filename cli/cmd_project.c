@@ -20,8 +20,9 @@ static int add(int argc, char **argv) {
     cli_settings settings = cli_settings_default();
     const cli_command command = {
         .usage = "graft project add PROJECT [PATH] [options]",
-        .about = "Adds a project; with PATH, a PEFT folder or a GGUF file, that is its default adapter. Its files are opened\n"
-                 "and hashed now; whether they fit a base model comes out when they are first loaded, or with graft inspect.",
+        .about = "Adds a project; with PATH, a folder of PEFT or mlx-lm or a GGUF file, that is its default adapter. Its files\n"
+                 "are opened and hashed now; whether they fit a base model comes out when they are first loaded, or with\n"
+                 "graft inspect.",
         .examples = "  graft project add alder projects/alder\n"
                     "\n"
                     "--json: {\"project\"}, with PATH {\"adapter\":{...}} as graft adapter show\n",

@@ -96,8 +96,8 @@ static bool take_project(const cli_option *o, const char *text, char *why, size_
 static int parse(run *r, int argc, char **argv) {
     const cli_option options[] = {
         {"adapter", 'a', "NAME=PATH[@SCALE]",
-         "an adapter: a PEFT folder or a GGUF file, or ollama:NAME or hf:ORG/NAME,\n"
-         "and the NAME that lines of a file call it by; may be given many times.\n"
+         "an adapter: a folder of PEFT or mlx-lm, a GGUF file, ollama:NAME or\n"
+         "hf:ORG/NAME, and the NAME that lines of a file call it by; may be given many times.\n"
          "Text after the last '@' is a scale (-100 to 100) only if it is a number",
          cli_take_named_adapter, &r->adapters, 0, 0},
         {"project", 0, "PROJECT[/ADAPTER][@SCALE]",

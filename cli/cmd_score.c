@@ -21,9 +21,9 @@ typedef struct score {
 static int parse(score *s, int argc, char **argv) {
     const cli_option options[] = {
         {"adapter", 'a', "PATH[@SCALE]",
-         "an adapter: a PEFT folder or a GGUF file, or ollama:NAME or hf:ORG/NAME;\n"
-         "several add up. Text after the last '@' is a scale (-100 to 100) only if it\n"
-         "is a number",
+         "an adapter: a folder of PEFT or mlx-lm, a GGUF file, ollama:NAME or\n"
+         "hf:ORG/NAME; several add up. Text after the last '@' is a scale\n"
+         "(-100 to 100) only if it is a number",
          cli_take_adapter, &s->adapters, 0, 0},
         {"text", 0, "TEXT", "score this text", cli_take_string, &s->text, 0, 0},
         {"tokens", 0, "1,2,3", "score these token numbers", cli_take_string, &s->tokens_text, 0, 0},

@@ -964,7 +964,7 @@ GRAFT_API int graft_registry_project_remove(graft_registry *r, const char *proje
 #define GRAFT_ADD_REPLACE 4u     /* the name may point elsewhere so far; its history and pin stay */
 
 /*
- * Registers the adapter at `path` (a PEFT folder or a GGUF file; a relative path is made absolute, links are kept).
+ * Registers the adapter at `path` (a folder of PEFT or mlx-lm or a GGUF file; a relative path is made absolute, links are kept).
  * Its files are opened, described and hashed first, without a base model: what only a base can tell comes out at the
  * first load. `adapter` NULL = "default". The same path with the same content again is no error and no change.
  * Errors: BAD_NAME, BAD_REQUEST (path empty, too long, not UTF-8), NOT_FOUND (project), CONFLICT, OUTSIDE_ROOT, and those of
@@ -1117,7 +1117,7 @@ typedef struct graft_scan_summary {
 } graft_scan_summary;
 
 /*
- * Registers every PEFT folder and GGUF adapter below the folder `path`, without reading any weights. The folder's
+ * Registers every folder of PEFT or mlx-lm and every GGUF adapter below the folder `path`, without reading any weights. The folder's
  * name becomes the project (spaces and punctuation as '-'), its adapter `default`; further GGUF files of one folder
  * get their own names, and so do projects of GGUF files in the top folder. Names that begin with '.' are passed
  * over. A link is followed if it leads to an adapter below the top folder. `fn` may be NULL.
@@ -1136,7 +1136,7 @@ typedef enum graft_export_type { GRAFT_EXPORT_KEEP, GRAFT_EXPORT_F32, GRAFT_EXPO
 typedef struct graft_convert_options {
     size_t size;              /* sizeof(graft_convert_options), set by graft_convert_options_default */
     const char *model;        /* path of the base model's GGUF: names, shapes and row orders are its; required */
-    const char *adapter;      /* a PEFT folder or a GGUF adapter; required */
+    const char *adapter;      /* a folder of PEFT or mlx-lm or a GGUF adapter; required */
     const char *out;          /* the file or folder to make; required */
     graft_adapter_format to;  /* OTHER: a folder becomes a GGUF file, a GGUF file a folder (OTHER) */
     graft_export_type type;   /* (KEEP) */
@@ -1161,7 +1161,7 @@ GRAFT_API graft_convert_options graft_convert_options_default(void);
 GRAFT_API int graft_adapter_convert(const graft_convert_options *options, graft_error *err);
 
 typedef struct graft_merge_use {
-    const char *adapter; /* path: a PEFT folder or a GGUF adapter */
+    const char *adapter; /* path: a folder of PEFT or mlx-lm or a GGUF adapter */
     float factor;        /* -100 to 100; 0 leaves it out */
 } graft_merge_use;
 
