@@ -36,8 +36,9 @@ static int convert(const graft_convert_options *o, const gr_base_model *base, co
     gr_source *source = NULL;
     gr_plan *plan = NULL;
     gr_report_init(&report);
-    int rc = gr_source_open(&source, o->adapter, (gr_source_limits){o->max_adapter_bytes, NULL}, &report, err);
-    rc = rc ? rc : gr_verify(&plan, base, source, &report, err);
+    graft_error why;
+    int rc = gr_source_open(&source, o->adapter, (gr_source_limits){o->max_adapter_bytes, NULL}, &report, &why);
+    rc = rc ? gr_report_end(&report, &why, err) : gr_verify(&plan, base, source, &report, err);
     if (!rc) {
         gr_export_options options = {.to = o->to,
                                      .type = o->type,

@@ -75,7 +75,6 @@ static int make_adapter(gr_adapter **out, const gr_plan *plan, graft_adapter_typ
         return rc;
     }
     lay_out(a, plan, type);
-    a->by_rows_only = plan->n_invocation > 0;
     for (size_t i = 0; i < a->n_modules; i++) {
         a->by_rows_only = a->by_rows_only || only_by_rows(plan, &a->modules[i]);
     }

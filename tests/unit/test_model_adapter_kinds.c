@@ -864,7 +864,7 @@ static void what_only_goes_by_rows(void **state) {
         c->plan.n_invocation = k == 1;
         write_files(c);
         gr_adapter *a = build(c, GRAFT_TYPE_F16);
-        assert_int_equal(a->by_rows_only, k > 0);
+        assert_int_equal(a->by_rows_only, k == 2); /* activated ones are decoded in two steps where adapters are applied grouped */
         gr_adapter_release(a);
         end(c);
     }
