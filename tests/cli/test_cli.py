@@ -479,7 +479,7 @@ class Inspect(Case):
         self.assertEqual((found["format"], found["error"]), ("peft", None))
         self.assertEqual(len(found["modules"]), 14)
         module = next(m for m in found["modules"] if m["weight"] == "blk.0.attn_q.weight")
-        self.assertEqual(list(module), ["module", "weight", "rank", "scale", "n_in", "n_out", "dtype", "bytes"])
+        self.assertEqual(list(module), ["module", "weight", "kind", "rank", "scale", "n_in", "n_out", "dtype", "bytes"])
         self.assertIn("layers.0.self_attn.q_proj", module["module"])
         self.assertEqual((module["rank"], module["scale"], module["dtype"]), (4, 2, "F32"))
 
@@ -492,7 +492,7 @@ class Inspect(Case):
     def test_table(self):
         done = self.good("inspect", "-m", BASE, PLAIN)
         self.assertEqual(done.stdout.splitlines()[0].split(),
-                         ["module", "weight", "rank", "scale", "in", "out", "type", "bytes"])
+                         ["module", "weight", "kind", "rank", "scale", "in", "out", "type", "bytes"])
         self.assertIn("blk.1.ffn_down.weight", done.stdout)
         self.assertRegex(done.stdout, r"(?m)^loadable: peft adapter, 14 modules, .* \(\d+ bytes\) in memory$")
 
