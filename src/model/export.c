@@ -27,6 +27,10 @@ int gr_export_refuse(const gr_plan_entry *e, const char *what, const char *form,
                    form);
 }
 
+bool gr_export_transposed(const gr_plan *plan, const gr_plan_entry *e, const gr_tensor_info *t) {
+    return plan->source->format == GR_SOURCE_GGUF ? t == e->a && e->op == GR_OP_ROWS : e->transposed && t->n_dims == 2;
+}
+
 /* Replacing is meant for older results, not for what is being read. */
 static int check_own(const gr_plan *plan, const char *path, bool folder, graft_error *err) {
     const gr_file *f = &plan->source->weights;

@@ -4,7 +4,7 @@
  * GGUF   only low-rank changes of products over weights that the base has as they are (and of the embedding's rows). Each
  *        weight gets one pair of matrices; several modules on one weight (q, k and v on a fused one) are stacked. There is one
  *        alpha for all; where a module's scale is not alpha / rank, the difference is multiplied into its B, in float32.
- * PEFT   low-rank changes, with DoRA's magnitudes and biases where the source has them. Rows are put back into the checkpoint's
+ * PEFT   low-rank changes, with DoRA's magnitudes and lora_bias where the source has them. Rows are put back into the checkpoint's
  *        order; ranks and alphas that differ become patterns.
  */
 #ifndef GR_EXPORT_H
@@ -43,6 +43,9 @@ int gr_export_step(gr_export_steps *s, uint64_t bytes, graft_error *err);
 
 /* The type to write, for matrices of this type. */
 gr_dtype gr_export_dtype(graft_export_type type, gr_dtype from);
+
+/* Whether the tensor is stored the other way round than PEFT has it: all of mlx-lm's, and A of a GGUF adapter's embedding. */
+bool gr_export_transposed(const gr_plan *plan, const gr_plan_entry *e, const gr_tensor_info *t);
 
 /* Fails with UNSUPPORTED_ADAPTER: what about this module cannot be written. */
 int gr_export_refuse(const gr_plan_entry *e, const char *what, const char *form, graft_error *err);

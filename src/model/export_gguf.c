@@ -298,8 +298,7 @@ static int stack_a(writer *w, const pair *p, float *out, graft_error *err) {
     for (size_t i = 0; i < p->n; i++) {
         const gr_plan_entry *e = &w->plan->entries[p->first + i];
         float *a = NULL;
-        bool by_token_there = rows && w->plan->source->format == GR_SOURCE_GGUF;
-        int rc = gr_export_read(&a, w->plan->source, e->a, e->transposed || by_token_there, err);
+        int rc = gr_export_read(&a, w->plan->source, e->a, gr_export_transposed(w->plan, e, e->a), err);
         if (rc) {
             return rc;
         }
@@ -325,7 +324,7 @@ static int stack_b(writer *w, const pair *p, float *out, graft_error *err) {
         size_t own = (size_t)e->rank, n = (size_t)e->n_rows;
         float factor = p->scaled ? (float)(e->scale * p->rank / (double)w->alpha) : 1.0f;
         float *b = NULL;
-        int rc = gr_export_read(&b, w->plan->source, e->b, e->transposed, err);
+        int rc = gr_export_read(&b, w->plan->source, e->b, gr_export_transposed(w->plan, e, e->b), err);
         if (rc) {
             return rc;
         }

@@ -55,14 +55,24 @@ typedef struct writer {
 
 /* ---- modules -------------------------------------------------------------------------------------------- */
 
-/* The linear layer that is this weight, or NULL. */
+/* The module that is all of the weight, and no norm; or NULL. */
 static const gr_module_rule *rule_of(const gr_plan *plan, const gr_weight *w) {
-    const char *within = w->name + strcspn(w->name, ".");
-    within += *within == '.';
-    within += strcspn(within, ".");
-    within += *within == '.';
-    const gr_module_rule *rule = w->layer >= 0 ? gr_arch_rule_of(plan->base->arch, within) : NULL;
-    return rule && rule->role == GR_ROLE_LINEAR ? rule : NULL;
+    char start[32];
+    int n = snprintf(start, sizeof start, "blk.%d.", w->layer);
+    const gr_module_rule *rule = gr_arch_rule_of(plan->base->arch, w->layer < 0 ? w->name : w->name + n);
+    return rule && rule->role != GR_ROLE_NORM ? rule : NULL;
+}
+
+/* Where the module lies in the checkpoint's model. What is outside of layers lies beside the list of them. */
+static void path_of(char out[MODULE_SIZE], const gr_arch *arch, const gr_module_rule *rule, int layer) {
+    const char *dot = strrchr(arch->layers, '.');
+    if (layer >= 0) {
+        snprintf(out, MODULE_SIZE, "%s.%d.%s", arch->layers, layer, rule->module);
+    } else if (rule->role == GR_ROLE_HEAD || !dot) {
+        snprintf(out, MODULE_SIZE, "%s", rule->module);
+    } else {
+        snprintf(out, MODULE_SIZE, "%.*s.%s", (int)(dot - arch->layers), arch->layers, rule->module);
+    }
 }
 
 static int heads_of(const gr_base_model *base, gr_row_order order) {
@@ -79,15 +89,16 @@ static int name_from_gguf(module *m, const gr_plan *plan, char out[MODULE_SIZE],
     if (!gr_row_map_fits(m->undo, (size_t)w->n_out)) {
         return gr_fail(err, GRAFT_E_UNSUPPORTED_TARGET, "%s: its heads do not divide its rows, so their order is unknown", w->name);
     }
-    snprintf(out, MODULE_SIZE, "%s.%d.%s", plan->base->arch->layers, w->layer, rule->module);
+    path_of(out, plan->base->arch, rule, w->layer);
     return 0;
 }
 
 static int check_entry(const gr_plan_entry *e, graft_error *err) {
-    if (e->kind != GR_LOW_RANK) {
-        return gr_export_refuse(e, "what is no low-rank change", "a folder that graft writes", err);
-    }
-    return e->op == GR_OP_ROWS ? gr_export_refuse(e, "an adapter of an embedding", "a folder that graft writes", err) : 0;
+    static const char *const kinds[] = {[GR_WHOLE] = "a whole weight (modules_to_save)",
+                                        [GR_TOKENS] = "a trained token",
+                                        [GR_NORM] = "a trained norm",
+                                        [GR_BIAS] = "a trained bias"};
+    return e->kind == GR_LOW_RANK ? 0 : gr_export_refuse(e, kinds[e->kind], "a folder that graft writes", err);
 }
 
 static int add_module(writer *w, const gr_plan_entry *e, graft_error *err) {
@@ -262,27 +273,46 @@ static const gr_tensor_info *source_of(const gr_plan_entry *e, part p) {
 /* Rows of the module in the file: more than one entry's where the base splits it. */
 static uint64_t rows_of(const writer *w, const module *m) {
     const gr_plan_entry *e = m->entry;
-    return w->plan->source->format == GR_SOURCE_GGUF ? (uint64_t)e->n_rows : e->b->shape[e->transposed ? 1 : 0];
+    return gr_export_transposed(w->plan, e, e->b) ? e->b->shape[1] : e->b->shape[0];
+}
+
+static void shape_of(const writer *w, const module *m, part p, gr_tensor_info *t) {
+    const gr_weight *weight = &w->plan->base->weights[m->entry->weight];
+    uint64_t rank = (uint64_t)m->entry->rank, rows = rows_of(w, m);
+    uint64_t n_in = (uint64_t)(m->entry->op == GR_OP_ROWS ? weight->n_out : weight->n_in);
+    t->n_dims = p == PART_A || p == PART_B ? 2 : 1;
+    t->shape[0] = p == PART_A ? rank : rows;
+    t->shape[1] = p == PART_A ? n_in : rank;
+}
+
+static uint64_t count(const gr_tensor_info *t) {
+    uint64_t n = 1;
+    for (uint32_t i = 0; i < t->n_dims; i++) {
+        n *= t->shape[i];
+    }
+    return n;
 }
 
 static int add_tensor(writer *w, const module *m, part p, graft_error *err) {
-    static const char *const suffixes[PARTS] = {"lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector"};
+    static const char *const suffixes[2][PARTS] = {
+        {"lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector"},
+        {"lora_embedding_A", "lora_embedding_B", "lora_B.bias", "lora_magnitude_vector"}};
     const gr_plan_entry *e = m->entry;
     const gr_tensor_info *from = source_of(e, p);
     if (!from) {
         return 0;
     }
     char name[GR_MAX_TENSOR_NAME + 1];
-    int n = snprintf(name, sizeof name, PREFIX "%s.%s", m->path, suffixes[p]);
+    int n = snprintf(name, sizeof name, PREFIX "%s.%s", m->path, suffixes[e->op == GR_OP_ROWS][p]);
     gr_tensor_info *t = &w->tensors[w->n_tensors];
-    uint64_t rank = (uint64_t)e->rank, n_in = (uint64_t)w->plan->base->weights[e->weight].n_in, rows = rows_of(w, m);
-    *t = (gr_tensor_info){.name = gr_strdup(name), .dtype = gr_export_dtype(w->options->type, from->dtype)};
-    t->n_dims = p == PART_A || p == PART_B ? 2 : 1;
-    t->shape[0] = p == PART_A ? rank : rows;
-    t->shape[1] = p == PART_A ? n_in : rank;
-    if (!t->name || (size_t)n >= sizeof name) {
-        gr_free(t->name);
-        return t->name ? gr_export_refuse(e, "so long a name", FORM, err) : gr_fail_memory(err, sizeof name);
+    *t = (gr_tensor_info){.dtype = gr_export_dtype(w->options->type, from->dtype)};
+    shape_of(w, m, p, t);
+    if ((size_t)n >= sizeof name || count(t) != count(from)) {
+        return gr_export_refuse(e, (size_t)n >= sizeof name ? "so long a name" : "a tensor of such a shape", FORM, err);
+    }
+    t->name = gr_strdup(name);
+    if (!t->name) {
+        return gr_fail_memory(err, sizeof name);
     }
     w->items[w->n_tensors++] = (item){t->name, m, p};
     return 0;
@@ -322,7 +352,8 @@ static int write_tensor(writer *w, const gr_tensor_info *t, graft_error *err) {
     part p = of->part;
     size_t columns = t->n_dims > 1 ? (size_t)t->shape[1] : 1, n = (size_t)t->shape[0] * columns;
     float *x = NULL;
-    int rc = gr_export_read(&x, w->plan->source, source_of(m->entry, p), m->entry->transposed, err);
+    const gr_tensor_info *from = source_of(m->entry, p);
+    int rc = gr_export_read(&x, w->plan->source, from, gr_export_transposed(w->plan, m->entry, from), err);
     if (!rc && p != PART_A && m->undo.order != GR_ROWS_AS_IS) {
         float *back = put_back(m, x, (size_t)t->shape[0], columns);
         gr_free(x);

@@ -218,23 +218,38 @@ static int add_tensor(merger *m, int part_no, const struct ggml_tensor *from, co
     return rc ? rc : choose_type(m, t, head, err);
 }
 
-static bool changes_embedding(const merger *m) {
-    int id = gr_base_model_weight(m->base, EMBEDDING);
-    for (size_t u = 0; u < m->n_uses; u++) {
-        const gr_merge_use *use = &m->uses[u];
-        for (size_t k = 0; use->factor != 0 && k < use->adapter->n_modules; k++) {
-            if (use->adapter->modules[k].weight == id) {
-                return true;
-            }
+/* Whether the other operation does the very same to the weight: trained tokens, of which PEFT ties both. */
+static bool has_twin(const gr_adapter *a, const gr_module *m) {
+    size_t row = (size_t)(m->op == GR_OP_ROWS ? m->stride_out : m->stride_in);
+    for (size_t k = 0; k < a->n_modules && m->kind == GR_TOKENS; k++) {
+        const gr_module *o = &a->modules[k];
+        if (o->kind == GR_TOKENS && o->weight == m->weight && o->op != m->op && o->n_tokens == m->n_tokens) {
+            size_t other = (size_t)(o->op == GR_OP_ROWS ? o->stride_out : o->stride_in);
+            return row == other && memcmp(o->tokens, m->tokens, (size_t)m->n_tokens * sizeof *m->tokens) == 0 &&
+                   memcmp(o->a, m->a, (size_t)m->n_tokens * row * sizeof(float)) == 0;
         }
     }
     return false;
 }
 
-/* One weight for two purposes: as soon as one of them changes it takes two. */
+/* Whether a tied embedding can stay one weight. */
+static bool stays_tied(const merger *m) {
+    int id = gr_base_model_weight(m->base, EMBEDDING);
+    for (size_t u = 0; u < m->n_uses; u++) {
+        const gr_adapter *a = m->uses[u].adapter;
+        for (size_t k = 0; m->uses[u].factor != 0 && k < a->n_modules; k++) {
+            if (a->modules[k].weight == id && !has_twin(a, &a->modules[k])) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+/* One weight for two purposes: as soon as something changes one of them alone it takes two. */
 static int add_embedding(merger *m, int part_no, const struct ggml_tensor *t, graft_error *err) {
     bool tied = !has_tensor(m, HEAD);
-    if (!tied || !changes_embedding(m)) {
+    if (!tied || stays_tied(m)) {
         return add_tensor(m, part_no, t, EMBEDDING, 1u << GR_OP_ROWS, tied, err);
     }
     int rc = add_tensor(m, part_no, t, EMBEDDING, 1u << GR_OP_ROWS, false, err);

@@ -23,6 +23,7 @@ GRAFT = os.environ.get("GRAFT_BIN")
 TIMEOUT = 300
 os.environ.update(GRAFT_CONFIG="/dev/null", GRAFT_REGISTRY="/nonexistent/registry.db")
 BASES = {b["base"]: b for b in json.loads((GOLDEN / "manifest.json").read_text())["bases"]}
+CASES = {(c["base"], c["case"]): c for c in json.loads((GOLDEN / "manifest.json").read_text())["cases"]}
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -127,16 +128,35 @@ class RoundTrips(Case):
                 folder = self.convert("llama", gguf, case)
                 self.assert_near(self.logits("llama", folder), want, 1e-6)
 
-    def test_rows_of_heads_and_columns_by_token(self):
-        """gptneox's order of q, k and v, there and back; an embedding's A from one GGUF file to another."""
-        want = self.logits("gptneox", adapter("gptneox"))
-        gguf = self.convert("gptneox", adapter("gptneox"), "neox.gguf")
-        self.assert_near(self.logits("gptneox", gguf), want, 1e-5)
-        self.assertEqual(tensors(self.convert("gptneox", gguf, "neox")), tensors(adapter("gptneox")))
-        for name, case in [("llama", "gguf-embed.gguf"), ("llama-untied", "gguf-lm-head-embed.gguf")]:
-            with self.subTest(base=name):
-                again = self.convert(name, adapter(name, case), f"{name}.gguf", "--to", "gguf")
-                self.assert_near(self.logits(name, again), self.logits(name, adapter(name, case)), 1e-6)
+    def test_other_kinds_and_sources(self):
+        cases = {"llama": ["embed", "alora", "mlx-plain", "mlx-rslora", "gguf-embed", "gguf-alora"],
+                 "llama-untied": ["lm-head-embed", "fused-patterns", "mlx-lm-head", "mlx-embed"],
+                 "phi3": ["split-plain", "split-patterns", "split-v"], "qwen2": ["lm-head-embed"], "gptneox": ["plain"]}
+        folders = {"llama": ["dora", "lora-bias", "lm-head-embed", "dora-embed", "mlx-dora"], "gpt2": ["dora", "lora-bias"],
+                   "phi3": ["split-dora"], "llama-untied": ["fused-dora"]}
+        todo = [(n, c, ["gguf", "peft"]) for n, all_of in cases.items() for c in all_of]
+        todo += [(n, c, ["peft"]) for n, all_of in folders.items() for c in all_of]
+        for name, case, forms in todo:
+            entry = CASES[name, case]
+            want = array.array("f", (GOLDEN / entry["logits"]).read_bytes())
+            for to in forms:
+                with self.subTest(base=name, case=case, to=to):
+                    out = self.convert(name, GOLDEN / entry["adapter"], f"{name}-{case}.{to}", "--to", to)
+                    self.assert_near(self.logits(name, out), want, 5e-4 if entry["tolerance"] == "gelu" else 2e-6)
+
+    def test_embeddings_heads_and_mixed_rows_come_back_to_the_bit(self):
+        for name, case in [("llama", "embed"), ("llama-untied", "embed"), ("llama-untied", "lm-head"), ("gptneox", "plain")]:
+            with self.subTest(base=name, case=case):
+                gguf = self.convert(name, adapter(name, case), f"{name}-{case}.gguf")
+                self.assertEqual(tensors(self.convert(name, gguf, f"{name}-{case}")), tensors(adapter(name, case)))
+
+    def test_what_has_no_place_is_refused(self):
+        for case, words in [("dora", "magnitude"), ("lora-bias", "lora_bias"), ("lm-head", "tied"), ("modules-to-save", "whole"),
+                            ("modules-to-save-norm", "norm"), ("trainable-tokens", "token")]:
+            for to in ["gguf", "peft"] if "modules" in case or "tokens" in case else ["gguf"]:
+                message = self.bad("unsupported_adapter", "convert", "-m", base("llama"), adapter("llama", case), self.folder / "out",
+                                   "--to", to)
+                self.assertIn(words, message)
 
     def test_libllama_reads_it(self):
         """Grouped decoding hands the adapter to libllama; its own reading of the file is in unit/test_model_export.c."""
