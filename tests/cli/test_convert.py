@@ -129,7 +129,7 @@ class RoundTrips(Case):
                 self.assert_near(self.logits("llama", folder), want, 1e-6)
 
     def test_other_kinds_and_sources(self):
-        cases = {"llama": ["embed", "alora", "mlx-plain", "mlx-rslora", "gguf-embed", "gguf-alora"],
+        cases = {"llama": ["embed", "alora", "mlx-plain", "gguf-embed", "gguf-alora"],
                  "llama-untied": ["lm-head-embed", "fused-patterns", "mlx-lm-head", "mlx-embed"],
                  "phi3": ["split-plain", "split-patterns", "split-v"], "qwen2": ["lm-head-embed"], "gptneox": ["plain"]}
         folders = {"llama": ["dora", "lora-bias", "lm-head-embed", "dora-embed", "mlx-dora"], "gpt2": ["dora", "lora-bias"],
