@@ -326,8 +326,15 @@ static void whole_matrices(void **state) {
         tensors(c, "t", NULL, NULL, NULL);
         add(c, GR_WHOLE, GR_OP_ROWS, "token_embd.weight");
         tensors(c, "t", NULL, NULL, NULL); /* the same tensor: its bytes are hashed once */
+        gr_plan_entry *part = add(c, GR_WHOLE, GR_OP_PRODUCT, "blk.0.attn_qkv.weight");
+        part->rows = (gr_row_map){GR_ROWS_NEOX_QKV, 2};
+        part->first_in_file = 5;
+        part->first = 64;
+        part->n_rows = 66;
+        tensors(c, "fused", NULL, NULL, NULL);
         file(c, "q", dtypes[k % 3], TEST_EMBD, TEST_EMBD);
         file(c, "t", dtypes[k % 3], TEST_VOCAB, TEST_EMBD);
+        file(c, "fused", dtypes[k % 3], 100, 64);
         write_files(c);
         gr_adapter *a = build(c, types[k / 3]);
         float *q = gather(c, "q", TEST_EMBD, 0, 0, TEST_EMBD, TEST_EMBD, e->rows, as_is, false);
@@ -339,6 +346,10 @@ static void whole_matrices(void **state) {
         check_packed(m[0].a, gr_module_a(&m[0]), m[0].type, q, TEST_EMBD, TEST_EMBD);
         check_packed(m[1].a, gr_module_a(&m[1]), m[1].type, t, TEST_VOCAB, TEST_EMBD);
         check_packed(m[2].a, gr_module_a(&m[2]), m[2].type, t, TEST_VOCAB, TEST_EMBD);
+        float *rows = gather(c, "fused", 64, 5, 0, 66, 64, part->rows, as_is, false);
+        check_packed(m[3].a, gr_module_a(&m[3]), m[3].type, rows, 66, 64);
+        assert_int_equal(m[3].first, 64);
+        free(rows);
         assert_int_equal(m[2].n_in, TEST_VOCAB);
         assert_int_equal(m[2].n_out, TEST_EMBD);
         assert_null(m[0].b);
