@@ -257,7 +257,7 @@ class Ps(Served):
         self.assertRegex(text, r"(?m)^model    llama, context \d+, 8 slots, adapters by rows; graft 0\.1\.0")
         self.assertRegex(text, r"(?m)^memory   .+ of 4\.00 GiB; base .+, caches .+, adapters .+ \(1 of at most 8\)")
         self.assertRegex(text, r"(?m)^slots    0 of 8 busy")
-        self.assertRegex(text, r"(?m)^alder +resident +15\.63 KiB +0  -  +0  -$")
+        self.assertRegex(text, r"(?m)^alder +resident +16\.76 KiB +0  -  +0  -$")
         self.assertIn("2 more are registered", text)
         self.assertEqual(self.good("pin", "alder"), "pinned alder\n")
         self.assertTrue(self.memory("alder")["pinned"])

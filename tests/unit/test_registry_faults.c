@@ -543,7 +543,8 @@ static void ten_thousand(void **state) {
     support_sql(&d,
                 "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<10000)"
                 " INSERT INTO projects SELECT i, printf('project-%05d', i), 1, 1 FROM n;"
-                "INSERT INTO adapters SELECT id, id, 'default', printf('/srv/adapters/somewhere/project-%05d', id),"
+                "INSERT INTO adapters (id, project, name, path, generation, format, rank, file_bytes, bytes, base, state, error_code,"
+                " error, pinned, created, changed) SELECT id, id, 'default', printf('/srv/adapters/somewhere/project-%05d', id),"
                 " printf('%064x', id), 'peft', 16, 20000000, 10000000, printf('%064x', 7), iif(id%20=0,'failed','ready'),"
                 " iif(id%20=0,-111,0), iif(id%20=0,'blk.0.attn_q.weight: 4 x 576, must be 576 x 4',''), 0, 1, 1 FROM projects;"
                 "INSERT INTO usage SELECT id, 5, 500, 2, 0, 1, 0, 0, 12.5, 1700000000, 1700000001 FROM adapters WHERE id%2=0;");
