@@ -22,15 +22,6 @@ static int check(const graft_convert_options *o, graft_error *err) {
     return 0;
 }
 
-static void tell_warnings(const gr_report *report, const gr_log *log) {
-    for (size_t i = 0; i < report->n; i++) {
-        const gr_reason *r = &report->reasons[i];
-        if (r->severity == GRAFT_LOG_WARN) {
-            gr_log_line(log, GRAFT_LOG_WARN, "%s%s%s", r->where, r->where[0] ? ": " : "", r->error.message);
-        }
-    }
-}
-
 static int convert(const graft_convert_options *o, const gr_base_model *base, const gr_log *log, graft_error *err) {
     gr_report report;
     gr_source *source = NULL;
@@ -49,7 +40,7 @@ static int convert(const graft_convert_options *o, const gr_base_model *base, co
         if (o->to == GRAFT_FORMAT_OTHER) {
             options.to = source->format == GR_SOURCE_GGUF ? GRAFT_FORMAT_PEFT : GRAFT_FORMAT_GGUF;
         }
-        tell_warnings(&report, log);
+        gr_log_warnings(log, "", &report);
         rc = gr_export(plan, o->out, &options, err);
     }
     gr_plan_free(plan);

@@ -1,6 +1,7 @@
 /* A base and adapters as one model: opening all of them, then writing. */
 #include "api.h"
 
+#include "base/file.h"
 #include "base/memory.h"
 #include "model/merge.h"
 
@@ -40,15 +41,9 @@ static int check(const graft_merge_options *o, enum ggml_type *type, graft_error
 /* The last part of a path, as valid UTF-8 for a key: gr_free. */
 static char *last_part(const char *path) {
     char q[GR_QUOTE_SIZE];
-    size_t end = strlen(path);
-    while (end > 1 && path[end - 1] == '/') {
-        end--;
-    }
-    size_t begin = end;
-    while (begin > 0 && path[begin - 1] != '/') {
-        begin--;
-    }
-    return gr_strdup(gr_quote(q, path + begin, end - begin));
+    size_t n;
+    const char *last = gr_path_last(path, &n);
+    return gr_strdup(gr_quote(q, last, n));
 }
 
 static int open_use(gr_merge_use *out, const gr_base_model *base, const graft_merge_use *use, const graft_merge_options *o,

@@ -3,9 +3,9 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
-#include "model/source.h"
 #include "loader/budget.h"
 #include "lora/grouped.h"
+#include "model/source.h"
 #include "registry/registry.h"
 
 #include <stdio.h>

@@ -94,6 +94,19 @@ void gr_file_close(gr_file *f) {
     }
 }
 
+const char *gr_path_last(const char *path, size_t *length) {
+    size_t end = strlen(path);
+    while (end > 1 && path[end - 1] == '/') {
+        end--;
+    }
+    size_t begin = end;
+    while (begin > 0 && path[begin - 1] != '/') {
+        begin--;
+    }
+    *length = end - begin;
+    return path + begin;
+}
+
 bool gr_path_below(const char *path, const char *root) {
     size_t n = strlen(root);
     if (strcmp(root, "/") == 0) {

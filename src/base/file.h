@@ -36,6 +36,8 @@ void gr_file_close(gr_file *f);
 /* Fails with OUTSIDE_ROOT unless the open file itself lies below the folder `root` (absolute, resolved), whatever links its path
  * had and whatever was exchanged since: the system is asked for the descriptor's own path. Also where it does not tell. */
 int gr_file_below(const gr_file *f, const char *root, graft_error *err);
+/* Where the last part of a path begins, and its length, without slashes at the end. */
+const char *gr_path_last(const char *path, size_t *length);
 /* Whether `path` (absolute, resolved) is `root` or lies below it. */
 bool gr_path_below(const char *path, const char *root);
 /* Reads exactly `length` bytes at `offset`; repeats after EINTR and short reads.

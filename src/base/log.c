@@ -40,3 +40,12 @@ void gr_log_about(const gr_log *log, const graft_log_entry *about, const char *f
         va_end(args);
     }
 }
+
+void gr_log_warnings(const gr_log *log, const char *before, const gr_report *report) {
+    for (size_t i = 0; i < report->n; i++) {
+        const gr_reason *r = &report->reasons[i];
+        if (r->severity == GRAFT_LOG_WARN) {
+            gr_log_line(log, GRAFT_LOG_WARN, "%s%s%s%s", before, r->where, r->where[0] ? ": " : "", r->error.message);
+        }
+    }
+}

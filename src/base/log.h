@@ -14,4 +14,7 @@ void gr_log_line(const gr_log *log, graft_log_level level, const char *format, .
 /* The same about something: `about` gives all but the text; its NULL strings count as "". */
 void gr_log_about(const gr_log *log, const graft_log_entry *about, const char *format, ...) GR_PRINTF(3, 4);
 
+/* A line for each warning of the report, with `before` in front. */
+void gr_log_warnings(const gr_log *log, const char *before, const gr_report *report);
+
 #endif

@@ -84,19 +84,7 @@ const gr_way gr_way_dense_product = {NULL, product_second, product_work};
 
 /* Which row of the matrix is the token's; -1: none. */
 static int64_t row_of(const gr_module *m, int32_t token) {
-    if (m->kind == GR_WHOLE) {
-        return token;
-    }
-    int low = 0, high = m->n_tokens;
-    while (low < high) {
-        int middle = low + (high - low) / 2;
-        if (m->tokens[middle] < token) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    return low < m->n_tokens && m->tokens[low] == token ? low : -1;
+    return m->kind == GR_WHOLE ? token : gr_module_token(m, token);
 }
 
 static void rows_second(gr_apply *a, int part, int begin, int end) {

@@ -114,6 +114,19 @@ int gr_adapter_build(gr_adapter **out, const gr_plan *plan, graft_adapter_type t
 
 /* ---- sharing -------------------------------------------------------------------------------------------- */
 
+int gr_module_token(const gr_module *m, int64_t token) {
+    int low = 0, high = m->n_tokens;
+    while (low < high) {
+        int middle = low + (high - low) / 2;
+        if (m->tokens[middle] < token) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low < m->n_tokens && m->tokens[low] == token ? low : -1;
+}
+
 gr_adapter *gr_adapter_retain(gr_adapter *a) {
     if (a) {
         atomic_fetch_add_explicit(&a->references, 1, memory_order_relaxed);

@@ -103,6 +103,9 @@ int gr_adapter_build(gr_adapter **out, const gr_plan *plan, graft_adapter_type t
 int gr_adapter_open(gr_adapter **out, const gr_base_model *base, const char *path, graft_adapter_type type,
                     uint64_t max_bytes, const gr_log *log, graft_error *err);
 
+/* Of TOKENS: which row of `a` is the token's; -1: none. */
+int gr_module_token(const gr_module *m, int64_t token);
+
 gr_adapter *gr_adapter_retain(gr_adapter *a);
 /* Frees at the last reference. NULL is fine. */
 void gr_adapter_release(gr_adapter *a);

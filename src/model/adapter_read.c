@@ -60,12 +60,10 @@ static int convert(reader *b, const gr_piece *p, const void *raw, size_t first, 
         return *largest < GR_F16_INFINITY ? 0 : not_finite(p, first, n, raw, from, err);
     }
     const float *wide = b->wide;
-    if (from == GR_DTYPE_F16) {
-        gr_f16_to_f32(b->wide, raw, n);
-    } else if (from == GR_DTYPE_BF16) {
-        gr_bf16_to_f32(b->wide, raw, n);
-    } else {
+    if (from == GR_DTYPE_F32) {
         wide = raw;
+    } else {
+        gr_to_f32(b->wide, from, raw, n);
     }
     *largest = gr_f32_largest(wide, n);
     if (*largest >= GR_F32_INFINITY) {

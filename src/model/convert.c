@@ -129,3 +129,12 @@ void gr_bf16_to_f32(float *out, const uint16_t *x, size_t n) {
         memcpy(&out[i], &bits, sizeof bits);
     }
 }
+
+void gr_to_f32(float *out, gr_dtype type, const void *x, size_t n) {
+    switch (type) {
+    case GR_DTYPE_F32: memcpy(out, x, n * sizeof *out); break;
+    case GR_DTYPE_F16: gr_f16_to_f32(out, x, n); break;
+    case GR_DTYPE_BF16: gr_bf16_to_f32(out, x, n); break;
+    case GR_DTYPE_Q8_0: gr_q8_0_to_f32(out, x, n); break;
+    }
+}

@@ -2,6 +2,8 @@
 #ifndef GR_CONVERT_H
 #define GR_CONVERT_H
 
+#include "format/tensor_info.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -47,5 +49,7 @@ void gr_f32_to_q8_0(gr_q8_0 *out, const float *x, size_t n);
 void gr_q8_0_to_f32(float *out, const gr_q8_0 *x, size_t n);
 void gr_f16_to_f32(float *out, const uint16_t *x, size_t n);
 void gr_bf16_to_f32(float *out, const uint16_t *x, size_t n);
+/* n numbers of any type, exactly; of Q8_0 from a block's beginning on. F32 is copied. */
+void gr_to_f32(float *out, gr_dtype type, const void *x, size_t n);
 
 #endif

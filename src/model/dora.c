@@ -26,14 +26,6 @@ static int64_t step_of(const measure *s) {
     return gr_base_weights_step(&s->base->weights[s->m->weight]);
 }
 
-static void widen(float *out, gr_dtype type, const void *matrix, size_t n) {
-    if (type == GR_DTYPE_F16) {
-        gr_f16_to_f32(out, matrix, n);
-    } else {
-        gr_q8_0_to_f32(out, matrix, n);
-    }
-}
-
 static size_t elements_of_a(const gr_module *m) {
     return m->op == GR_OP_ROWS ? (size_t)m->n_in * (size_t)m->stride_rank : (size_t)m->rank * (size_t)m->stride_in;
 }
@@ -52,8 +44,8 @@ static int prepare(measure *s, graft_error *err) {
         return gr_fail_memory(err, (n_a + n_b) * sizeof *s->wide_a);
     }
     if (!wide) {
-        widen(s->wide_a, m->type, m->a, n_a);
-        widen(s->wide_b, m->type, m->b, n_b);
+        gr_to_f32(s->wide_a, m->type, m->a, n_a);
+        gr_to_f32(s->wide_b, m->type, m->b, n_b);
     }
     s->a = wide ? m->a : s->wide_a;
     s->b = wide ? m->b : s->wide_b;
@@ -149,10 +141,14 @@ int gr_dora_measure(const gr_base_model *base, gr_module *m, graft_error *err) {
     return rc ? rc : gr_base_weights_unchanged(base, m->weight, err);
 }
 
+double gr_dora_square(const gr_module *m, int o, double f) {
+    double c = f * (double)m->scale;
+    return (double)m->gain.ww[o] + 2 * c * (double)m->gain.wba[o] + c * c * (double)m->gain.bb[o];
+}
+
 int gr_dora_check(const gr_module *m) {
-    double c = (double)m->scale;
     for (int o = 0; o < m->n_out; o++) {
-        double square = (double)m->gain.ww[o] + 2 * c * (double)m->gain.wba[o] + c * c * (double)m->gain.bb[o];
+        double square = gr_dora_square(m, o, 1);
         float gain = (float)((double)m->gain.magnitude[o] / sqrt(square));
         if (!(square > 0) || !isfinite(gain)) {
             return o;

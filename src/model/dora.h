@@ -15,6 +15,8 @@
  */
 int gr_dora_measure(const gr_base_model *base, gr_module *m, graft_error *err);
 
+/* |row o of W + f s BA|^2. */
+double gr_dora_square(const gr_module *m, int o, double f);
 /* The first row whose gain at factor 1 is no number, as where W + BA is zero there; n_out if there is none. */
 int gr_dora_check(const gr_module *m);
 

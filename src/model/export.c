@@ -7,14 +7,12 @@
 
 static const char *const peft_names[] = {"adapter_config.json", "adapter_model.safetensors", NULL};
 
-int gr_export_step(gr_export_steps *s, uint64_t bytes, graft_error *err) {
-    const gr_export_options *o = s->options;
-    s->done += bytes;
-    float fraction = s->total ? (float)((double)s->done / (double)s->total) : 1.0f;
-    if (o->progress && !o->progress(fraction < 1 ? fraction : 1, o->progress_user)) {
-        return gr_fail(err, GRAFT_E_CANCELLED, "writing the adapter was cancelled");
-    }
-    return 0;
+gr_progress gr_export_progress(const gr_export_options *o, uint64_t total) {
+    return (gr_progress){.fn = o->progress, .user = o->progress_user, .total = total};
+}
+
+int gr_export_step(gr_progress *p, uint64_t n, graft_error *err) {
+    return gr_progress_add(p, n, "writing the adapter", err);
 }
 
 gr_dtype gr_export_dtype(graft_export_type type, gr_dtype from) {
@@ -25,6 +23,14 @@ int gr_export_refuse(const gr_plan_entry *e, const char *what, const char *form,
     char q[GR_QUOTE_SIZE];
     return gr_fail(err, GRAFT_E_UNSUPPORTED_ADAPTER, "%s: %s has no place in %s", gr_quote(q, e->module, strlen(e->module)), what,
                    form);
+}
+
+int gr_export_low_rank(const gr_plan_entry *e, const char *form, graft_error *err) {
+    static const char *const kinds[] = {[GR_WHOLE] = "a whole weight (modules_to_save)",
+                                        [GR_TOKENS] = "a trained token",
+                                        [GR_NORM] = "a trained norm",
+                                        [GR_BIAS] = "a trained bias"};
+    return e->kind == GR_LOW_RANK ? 0 : gr_export_refuse(e, kinds[e->kind], form, err);
 }
 
 bool gr_export_transposed(const gr_plan *plan, const gr_plan_entry *e, const gr_tensor_info *t) {

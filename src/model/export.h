@@ -11,6 +11,7 @@
 #define GR_EXPORT_H
 
 #include "base/log.h"
+#include "base/progress.h"
 #include "base/target.h"
 #include "model/verify.h"
 
@@ -32,14 +33,10 @@ int gr_export(const gr_plan *plan, const char *path, const gr_export_options *op
 
 /* ---- for export_gguf.c and export_peft.c ---------------------------------------------------------------- */
 
-/* How many bytes were, and are to be, written; asks the caller whether to go on. */
-typedef struct gr_export_steps {
-    const gr_export_options *options;
-    uint64_t done, total;
-} gr_export_steps;
-
-/* Errors: CANCELLED. */
-int gr_export_step(gr_export_steps *s, uint64_t bytes, graft_error *err);
+/* Of `total` numbers or bytes that are to be written. */
+gr_progress gr_export_progress(const gr_export_options *options, uint64_t total);
+/* So many more were written. Errors: CANCELLED. */
+int gr_export_step(gr_progress *p, uint64_t n, graft_error *err);
 
 /* The type to write, for matrices of this type. */
 gr_dtype gr_export_dtype(graft_export_type type, gr_dtype from);
@@ -49,6 +46,8 @@ bool gr_export_transposed(const gr_plan *plan, const gr_plan_entry *e, const gr_
 
 /* Fails with UNSUPPORTED_ADAPTER: what about this module cannot be written. */
 int gr_export_refuse(const gr_plan_entry *e, const char *what, const char *form, graft_error *err);
+/* The same unless it is a low-rank change. */
+int gr_export_low_rank(const gr_plan_entry *e, const char *form, graft_error *err);
 
 int gr_export_gguf(const gr_plan *plan, gr_target *target, const gr_export_options *options, graft_error *err);
 int gr_export_peft(const gr_plan *plan, gr_target *target, const gr_export_options *options, graft_error *err);

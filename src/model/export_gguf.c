@@ -7,6 +7,7 @@
 #include "base/memory.h"
 #include "model/convert.h"
 #include "model/export_matrix.h"
+#include "model/gguf_write.h"
 #include "model/row_map.h"
 
 #include <ggml.h>
@@ -38,18 +39,15 @@ typedef struct writer {
     size_t n;
     float alpha;
     struct ggml_context *tensors; /* shapes only */
-    gr_export_steps steps;
+    gr_progress progress;
 } writer;
 
 /* ---- what goes together --------------------------------------------------------------------------------- */
 
 static int check_entry(const gr_plan *plan, const gr_plan_entry *e, graft_error *err) {
-    static const char *const kinds[] = {[GR_WHOLE] = "a whole weight (modules_to_save)",
-                                        [GR_TOKENS] = "a trained token",
-                                        [GR_NORM] = "a trained norm",
-                                        [GR_BIAS] = "a trained bias"};
-    if (e->kind != GR_LOW_RANK) {
-        return gr_export_refuse(e, kinds[e->kind], FORM, err);
+    int rc = gr_export_low_rank(e, FORM, err);
+    if (rc) {
+        return rc;
     }
     if (e->magnitude) {
         return gr_export_refuse(e, "DoRA's magnitude", FORM, err);
@@ -228,15 +226,9 @@ static void set_base(struct gguf_context *g, const char *repository) {
 /* The last part of the source's path, if it can stand in a key. */
 static void set_name(struct gguf_context *g, const char *path) {
     char name[128];
-    size_t end = strlen(path);
-    while (end > 1 && path[end - 1] == '/') {
-        end--;
-    }
-    size_t begin = end;
-    while (begin > 0 && path[begin - 1] != '/') {
-        begin--;
-    }
-    snprintf(name, sizeof name, "%.*s", (int)(end - begin), path + begin);
+    size_t n;
+    const char *last = gr_path_last(path, &n);
+    snprintf(name, sizeof name, "%.*s", (int)n, last);
     for (const char *p = name; *p; p++) {
         if ((unsigned char)*p < 0x20 || (unsigned char)*p >= 0x7f) {
             return;
@@ -278,18 +270,6 @@ static int set_keys(const writer *w, struct gguf_context *g, graft_error *err) {
 }
 
 /* ---- writing -------------------------------------------------------------------------------------------- */
-
-static int write_header(writer *w, struct gguf_context *g, graft_error *err) {
-    size_t size = gguf_get_meta_size(g);
-    void *bytes = gr_alloc(size);
-    if (!bytes) {
-        return gr_fail_memory(err, size);
-    }
-    gguf_get_meta_data(g, bytes);
-    int rc = gr_target_write(w->target, bytes, size, err);
-    gr_free(bytes);
-    return rc;
-}
 
 /* The entries' A one below the other; for an embedding, the columns of A one after the other. */
 static int stack_a(writer *w, const pair *p, float *out, graft_error *err) {
@@ -356,7 +336,7 @@ static int write_matrix(writer *w, const pair *p, bool is_b, graft_error *err) {
     rc = rc ? rc : gr_export_write(w->target, x, n, type, name, err);
     rc = rc ? rc : gr_target_pad(w->target, GGUF_DEFAULT_ALIGNMENT, err);
     gr_free(x);
-    return rc ? rc : gr_export_step(&w->steps, n, err);
+    return rc ? rc : gr_export_step(&w->progress, n, err);
 }
 
 static uint64_t data_bytes(const writer *w) {
@@ -381,8 +361,8 @@ static int write_all(writer *w, struct gguf_context *g, graft_error *err) {
     int rc = set_keys(w, g, err);
     rc = rc ? rc : add_tensors(w, g, err);
     rc = rc ? rc : gr_target_room(w->target, gguf_get_meta_size(g) + data_bytes(w), err);
-    rc = rc ? rc : write_header(w, g, err);
-    w->steps = (gr_export_steps){.options = w->options, .total = elements(w)};
+    rc = rc ? rc : gr_gguf_write_header(w->target, g, err);
+    w->progress = gr_export_progress(w->options, elements(w));
     for (size_t i = 0; i < w->n && !rc; i++) {
         rc = write_matrix(w, &w->pairs[i], false, err);
         rc = rc ? rc : write_matrix(w, &w->pairs[i], true, err);

@@ -21,16 +21,6 @@ static int not_finite(const gr_tensor_info *t, const float *x, size_t n, graft_e
                    i / columns, i % columns);
 }
 
-static void widen(float *out, const void *raw, size_t n, gr_dtype from) {
-    if (from == GR_DTYPE_F16) {
-        gr_f16_to_f32(out, raw, n);
-    } else if (from == GR_DTYPE_BF16) {
-        gr_bf16_to_f32(out, raw, n);
-    } else {
-        memcpy(out, raw, n * sizeof *out);
-    }
-}
-
 static int read_all(float *out, const gr_source *source, const gr_tensor_info *t, size_t n, graft_error *err) {
     float raw[CHUNK];
     size_t size = gr_dtype_size(t->dtype);
@@ -40,7 +30,7 @@ static int read_all(float *out, const gr_source *source, const gr_tensor_info *t
         if (rc) {
             return rc;
         }
-        widen(out + first, raw, part, t->dtype);
+        gr_to_f32(out + first, t->dtype, raw, part);
     }
     return gr_f32_largest(out, n) < GR_F32_INFINITY ? 0 : not_finite(t, out, n, err);
 }

@@ -50,7 +50,7 @@ typedef struct writer {
     gr_tensor_info *tensors;
     item *items;          /* of each tensor; sorted by name once all are there */
     size_t n_tensors;
-    gr_export_steps steps;
+    gr_progress progress;
 } writer;
 
 /* ---- modules -------------------------------------------------------------------------------------------- */
@@ -93,18 +93,10 @@ static int name_from_gguf(module *m, const gr_plan *plan, char out[MODULE_SIZE],
     return 0;
 }
 
-static int check_entry(const gr_plan_entry *e, graft_error *err) {
-    static const char *const kinds[] = {[GR_WHOLE] = "a whole weight (modules_to_save)",
-                                        [GR_TOKENS] = "a trained token",
-                                        [GR_NORM] = "a trained norm",
-                                        [GR_BIAS] = "a trained bias"};
-    return e->kind == GR_LOW_RANK ? 0 : gr_export_refuse(e, kinds[e->kind], "a folder that graft writes", err);
-}
-
 static int add_module(writer *w, const gr_plan_entry *e, graft_error *err) {
     module *m = &w->modules[w->n];
     char path[MODULE_SIZE];
-    int rc = check_entry(e, err);
+    int rc = gr_export_low_rank(e, "a folder that graft writes", err);
     *m = (module){.entry = e, .alpha = e->scale * e->rank};
     snprintf(path, sizeof path, "%s", e->module);
     if (!rc && w->plan->source->format == GR_SOURCE_GGUF) {
@@ -362,18 +354,18 @@ static int write_tensor(writer *w, const gr_tensor_info *t, graft_error *err) {
     }
     rc = rc ? rc : gr_export_write(w->target, x, n, t->dtype, t->name, err);
     gr_free(x);
-    return rc ? rc : gr_export_step(&w->steps, t->size, err);
+    return rc ? rc : gr_export_step(&w->progress, t->size, err);
 }
 
 static int write_weights(writer *w, graft_error *err) {
     gr_buffer header;
     gr_buffer_init(&header, (size_t)32 << 20);
     int rc = gr_safetensors_begin(&header, w->tensors, w->n_tensors, err);
-    w->steps = (gr_export_steps){.options = w->options};
+    w->progress = gr_export_progress(w->options, 0);
     for (size_t i = 0; i < w->n_tensors; i++) {
-        w->steps.total += w->tensors[i].size;
+        w->progress.total += w->tensors[i].size;
     }
-    rc = rc ? rc : gr_target_room(w->target, header.length + w->steps.total, err);
+    rc = rc ? rc : gr_target_room(w->target, header.length + w->progress.total, err);
     rc = rc ? rc : gr_target_file(w->target, "adapter_model.safetensors", err);
     rc = rc ? rc : gr_target_write(w->target, header.data, header.length, err);
     gr_buffer_finish(&header);

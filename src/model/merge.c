@@ -2,6 +2,7 @@
 #include "merge.h"
 
 #include "base/memory.h"
+#include "model/gguf_write.h"
 #include "model/llama_log.h"
 #include "model/merge_tensor.h"
 
@@ -321,26 +322,14 @@ static void set_tensors(const merger *m) {
 
 /* ---- writing -------------------------------------------------------------------------------------------- */
 
-static int write_header(const merger *m, gr_target *target, graft_error *err) {
-    size_t size = gguf_get_meta_size(m->out);
-    void *bytes = gr_alloc(size);
-    if (!bytes) {
-        return gr_fail_memory(err, size);
-    }
-    gguf_get_meta_data(m->out, bytes);
-    int rc = gr_target_write(target, bytes, size, err);
-    gr_free(bytes);
-    return rc;
-}
-
 static int write_all(const merger *m, gr_target *target, graft_error *err) {
-    gr_merge_progress progress = {.fn = m->options->progress, .user = m->options->progress_user};
+    gr_progress progress = {.fn = m->options->progress, .user = m->options->progress_user};
     for (size_t i = 0; i < m->n; i++) {
         progress.total += gr_merge_tensor_bytes(&m->list[i]);
     }
     uint64_t padding = m->n * GGUF_DEFAULT_ALIGNMENT;
     int rc = gr_target_room(target, gguf_get_meta_size(m->out) + progress.total + padding, err);
-    rc = rc ? rc : write_header(m, target, err);
+    rc = rc ? rc : gr_gguf_write_header(target, m->out, err);
     for (size_t i = 0; i < m->n && !rc; i++) {
         rc = gr_merge_tensor_write(target, &m->list[i], m->options->threads, &progress, err);
         rc = rc ? rc : gr_target_pad(target, GGUF_DEFAULT_ALIGNMENT, err);

@@ -1,6 +1,8 @@
 /* Loops along rows of A, which the compiler makes vectors of. */
 #include "merge_rows.h"
 
+#include "model/dora.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -57,10 +59,9 @@ static void whole_row(float *w, const gr_module *m, float f, int64_t row, int64_
 
 static void token_row(float *w, const gr_module *m, float f, int64_t row, int64_t n_in) {
     size_t stride = (size_t)(m->op == GR_OP_ROWS ? m->stride_out : m->stride_in);
-    for (int i = 0; i < m->n_tokens; i++) {
-        if (m->tokens[i] == row) {
-            blend(w, (const float *)m->a + (size_t)i * stride, f, n_in);
-        }
+    int i = gr_module_token(m, row);
+    if (i >= 0) {
+        blend(w, (const float *)m->a + (size_t)i * stride, f, n_in);
     }
 }
 
@@ -78,10 +79,8 @@ static void scale_row(float *w, const gr_module *m, int64_t at, int64_t n_in) {
 
 /* Of an embedding they go by column, over all tokens: as measured when the adapter was built. */
 static void scale_columns(float *w, const gr_module *m, float f) {
-    double c = (double)f * (double)m->scale;
-    for (int j = 0; j < m->n_out; j++) {
-        double square = (double)m->gain.ww[j] + c * (2 * (double)m->gain.wba[j] + c * (double)m->gain.bb[j]);
-        w[j] *= (float)((double)m->gain.magnitude[j] / sqrt(square)); /* not finite: told of the merged weight */
+    for (int j = 0; j < m->n_out; j++) { /* not finite: told of the merged weight */
+        w[j] *= (float)((double)m->gain.magnitude[j] / sqrt(gr_dora_square(m, j, (double)f)));
     }
 }
 

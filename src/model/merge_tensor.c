@@ -7,6 +7,8 @@
 
 #include <string.h>
 
+#define WORK "merging"
+
 enum { PIECE = 32 << 20 /* bytes, in float32 */, COPY = 4 << 20, THREADS_MAX = 64 };
 
 /* What one thread does of a piece. */
@@ -114,14 +116,7 @@ static int compute(const gr_merge_tensor *t, const piece *p, int64_t first, int6
     return code ? failed(t, code, err) : 0;
 }
 
-static int advance(gr_merge_progress *p, uint64_t bytes, graft_error *err) {
-    p->done += bytes;
-    float fraction = p->total ? (float)((double)p->done / (double)p->total) : 1.0f;
-    bool go = !p->fn || p->fn(fraction < 1 ? fraction : 1, p->user);
-    return go ? 0 : gr_fail(err, GRAFT_E_CANCELLED, "merging was cancelled");
-}
-
-static int write_pieces(gr_target *target, const gr_merge_tensor *t, const piece *p, int threads, gr_merge_progress *progress,
+static int write_pieces(gr_target *target, const gr_merge_tensor *t, const piece *p, int threads, gr_progress *progress,
                         graft_error *err) {
     size_t from = ggml_row_size(t->from, t->ne[0]), to = ggml_row_size(t->to, t->ne[0]);
     int rc = 0;
@@ -130,14 +125,14 @@ static int write_pieces(gr_target *target, const gr_merge_tensor *t, const piece
         rc = gr_file_read(t->file, p->raw, from * (size_t)n, t->offset + from * (uint64_t)first, err);
         rc = rc ? rc : compute(t, p, first, n, threads, err);
         rc = rc ? rc : gr_target_write(target, p->out, to * (size_t)n, err);
-        rc = rc ? rc : advance(progress, to * (size_t)n, err);
+        rc = rc ? rc : gr_progress_add(progress, to * (size_t)n, WORK, err);
     }
     return rc;
 }
 
 /* ---- a tensor ------------------------------------------------------------------------------------------- */
 
-static int write_changed(gr_target *target, const gr_merge_tensor *t, int threads, gr_merge_progress *progress, graft_error *err) {
+static int write_changed(gr_target *target, const gr_merge_tensor *t, int threads, gr_progress *progress, graft_error *err) {
     size_t wide = (size_t)t->ne[0] * sizeof(float);
     threads = threads > THREADS_MAX ? THREADS_MAX : threads;
     piece p = {.rows = wide < PIECE ? (int64_t)(PIECE / wide) : 1};
@@ -155,7 +150,7 @@ static int write_changed(gr_target *target, const gr_merge_tensor *t, int thread
     return rc;
 }
 
-static int copy(gr_target *target, const gr_merge_tensor *t, gr_merge_progress *progress, graft_error *err) {
+static int copy(gr_target *target, const gr_merge_tensor *t, gr_progress *progress, graft_error *err) {
     uint64_t bytes = gr_merge_tensor_bytes(t);
     char *buffer = gr_alloc(COPY);
     int rc = buffer ? 0 : gr_fail_memory(err, COPY);
@@ -163,13 +158,13 @@ static int copy(gr_target *target, const gr_merge_tensor *t, gr_merge_progress *
         size_t n = bytes - at < COPY ? (size_t)(bytes - at) : COPY;
         rc = gr_file_read(t->file, buffer, n, t->offset + at, err);
         rc = rc ? rc : gr_target_write(target, buffer, n, err);
-        rc = rc ? rc : advance(progress, n, err);
+        rc = rc ? rc : gr_progress_add(progress, n, WORK, err);
     }
     gr_free(buffer);
     return rc;
 }
 
-int gr_merge_tensor_write(gr_target *target, const gr_merge_tensor *t, int threads, gr_merge_progress *progress, graft_error *err) {
+int gr_merge_tensor_write(gr_target *target, const gr_merge_tensor *t, int threads, gr_progress *progress, graft_error *err) {
     return t->n_changes == 0 && t->from == t->to ? copy(target, t, progress, err)
                                                  : write_changed(target, t, threads, progress, err);
 }

@@ -3,6 +3,7 @@
 #define GR_MERGE_TENSOR_H
 
 #include "base/file.h"
+#include "base/progress.h"
 #include "base/target.h"
 #include "model/merge_rows.h"
 
@@ -19,21 +20,14 @@ typedef struct gr_merge_tensor {
     bool vector;                  /* changes are those of gr_merge_vector */
 } gr_merge_tensor;
 
-/* How far the whole has come: bytes of the new file. */
-typedef struct gr_merge_progress {
-    graft_progress_fn fn; /* NULL = none */
-    void *user;
-    uint64_t done, total;
-} gr_merge_progress;
-
 /* Bytes in the new file. */
 uint64_t gr_merge_tensor_bytes(const gr_merge_tensor *t);
 
 /*
- * Copies the bytes if nothing changes, else computes rows in float32 with so many threads.
+ * Copies the bytes if nothing changes, else computes rows in float32 with so many threads. Progress counts bytes of the new file.
  * Errors: NON_FINITE (the base's or the merged weight), OUT_OF_RANGE (the type cannot hold it), CANCELLED, those of gr_file_read and
  * gr_target_write, OUT_OF_MEMORY.
  */
-int gr_merge_tensor_write(gr_target *target, const gr_merge_tensor *t, int threads, gr_merge_progress *progress, graft_error *err);
+int gr_merge_tensor_write(gr_target *target, const gr_merge_tensor *t, int threads, gr_progress *progress, graft_error *err);
 
 #endif

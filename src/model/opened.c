@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 
+#include <stdio.h>
 #include <string.h>
 
 struct gr_opened {
@@ -18,13 +19,9 @@ struct gr_opened {
 static void log_warnings(const gr_log *log, const char *path, const gr_report *report) {
     char q[GR_QUOTE_SIZE];
     gr_quote(q, path, strlen(path));
-    for (size_t i = 0; i < report->n; i++) {
-        const gr_reason *r = &report->reasons[i];
-        if (r->severity == GRAFT_LOG_WARN) {
-            gr_log_line(log, GRAFT_LOG_WARN, "adapter %s: %s%s%s", q, r->where, r->where[0] ? ": " : "",
-                        r->error.message);
-        }
-    }
+    char before[GR_QUOTE_SIZE + 16];
+    snprintf(before, sizeof before, "adapter %s: ", q);
+    gr_log_warnings(log, before, report);
 }
 
 int gr_opened_make(gr_opened **out, const gr_base_model *base, const char *path, graft_adapter_type type, gr_source_limits limits,

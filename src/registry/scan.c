@@ -9,9 +9,9 @@
 
 #include "base/file.h"
 #include "base/memory.h"
+#include "model/source.h"
 #include "registry/names.h"
 #include "registry/put.h"
-#include "model/source.h"
 
 #include <dirent.h>
 #include <errno.h>
