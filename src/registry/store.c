@@ -377,7 +377,6 @@ static int make_new(gr_store *s, const char *path, graft_error *err) {
     }
     keep_as_it_is(s, false);
     rc = migrate(s, err);
-    rc = rc ? rc : script(s, "VACUUM", err); /* no pages of tables that steps have made anew: damage there would go unseen */
     /* Kept in the file. Where it is not possible SQLite stays with its rollback journal, which is as safe. */
     rc = rc ? rc : script(s, "PRAGMA journal_mode=WAL", err);
     if (sqlite3_close(s->db) != SQLITE_OK && !rc) {
