@@ -4,7 +4,7 @@ import json
 import os
 
 from making import CONFIG, save, write
-from table import add, case, until_options
+from table import add, case
 
 
 def config(row, variant, code, by_name=None, **changes):
@@ -110,17 +110,10 @@ each("C09", None, "target_modules", "all-linear", r".*\.q_proj", r"(a+)+$", "[",
 config("C09", "target_modules of 500 KB", None, target_modules="(a|" * 170_000)
 each("C09", "bad_type", "target_modules", 3, True, {"q_proj": 1}, [1], ["q_proj", None], [["q_proj"]], 1.5)
 
-# ---- C10 to C13, C18: options of verification's; options.py has what is bad with them afterwards ----------------------------------
+# ---- C10 to C13, C18: options that change more than matrices; options.py has more ---------------------------------------------------
 
-config("C10", "DoRA", until_options(REFUSED), use_dora=True)
-config("C11", "bias all", until_options(REFUSED), bias="all")
-config("C11", "bias lora_only", until_options(REFUSED), bias="lora_only")
-config("C11", "lora_bias", until_options(REFUSED), lora_bias=True)
 each("C11", REFUSED, "bias", "every", "NONE", "lora-only", "None ")
 each("C11", "bad_type", "bias", 1, True, False, ["all"], {"bias": "all"}, 0)
-config("C12", "modules_to_save", until_options(REFUSED), modules_to_save=["lm_head"])
-config("C13", "trainable tokens", until_options(REFUSED), trainable_token_indices=[1, 2])
-config("C18", "aLoRA", until_options(REFUSED), alora_invocation_tokens=[1, 2])
 for key in ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "alora_invocation_tokens"):
     each({"use_dora": "C10", "lora_bias": "C11", "modules_to_save": "C12", "trainable_token_indices": "C13"}.get(key, "C18"), None, key, None)
 

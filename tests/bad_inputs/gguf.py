@@ -5,7 +5,7 @@ import struct
 
 from making import (ARRAY, BOOL, F32, F64, FORMS, I8, I16, I32, I64, STRING, TYPES, U8, U16, U32, U64, Gguf, Raw, numbers,
                     write_file)
-from table import ANY, add, dice, until_options
+from table import ANY, add, dice
 
 TRUNCATED = "truncated"
 
@@ -224,8 +224,8 @@ rename("G19", "a second suffix inside, the same", UNEXPECTED, ".weight.lora_a", 
 rename("G19", "suffix only", UNEXPECTED, "blk.0.attn_q.weight", "")
 for new in ("attn_norm", "ffn_norm"):
     rename("G19", f"blk.0.{new}.weight", "unsupported_target", "attn_q", new)
-for new in ("token_embd", "output", "output_norm", "rope_freqs"):
-    rename("G19", f"{new}.weight", until_options("unsupported_target") if new in ("token_embd", "output") else "unsupported_target", "blk.0.attn_q", new)
+for new in ("output_norm", "rope_freqs"):
+    rename("G19", f"{new}.weight", "unsupported_target", "blk.0.attn_q", new)
 for new in ("blk.2.", "blk.40.", "blk.-1.", "blk.01.", "blk.1e0.", "blk.x.", "blk..", "blk.4294967296.", "BLK.1."):
     rename("G19", f"layer {new}", "unmapped_tensors" if new == "BLK.1." else "unknown_target", "blk.1.", new)
 rename("G19", "weight that no layer has", "unknown_target", "attn_q", "attn_w")
@@ -273,7 +273,6 @@ for kind, one, words in ((1, b"\x00\x7e", "NaN in F16"), (0, struct.pack("<I", 0
 # ---- G22 to G26 ------------------------------------------------------------------------------------------------------------------------------------------------
 
 TOKENS = "adapter.alora.invocation_tokens"
-spoil("G22", "aLoRA", until_options("unsupported_adapter"), lambda g: g.set(TOKENS, ARRAY, (U32, [72, 105])))
 spoil("G22", "no tokens", "gguf_alora", lambda g: g.set(TOKENS, ARRAY, (U32, [])))
 spoil("G22", "10 million tokens that are not there", "gguf_alora", lambda g: g.set(TOKENS, ARRAY, Raw(struct.pack("<IQ", U32, 10_000_000))))
 spoil("G22", "2^62 tokens", "gguf_alora", lambda g: g.set(TOKENS, ARRAY, Raw(struct.pack("<IQ", U32, 1 << 62))))

@@ -1,9 +1,9 @@
-"""O: adapters of the kinds that change more than matrices, malformed. Only with OPTIONS (table.py)."""
+"""O: adapters of the kinds that change more than matrices, malformed."""
 
 import json
 
 from making import Good, container, header_of, numbers, save, write
-from table import OPTIONS, add, dice
+from table import add, dice
 
 ATTENTION = "base_model.model.model.layers.0.self_attn."
 EMBED, HEAD = "base_model.model.model.embed_tokens", "base_model.model.lm_head"
@@ -16,8 +16,7 @@ def spoil(row, golden, variant, code, change=lambda good: None):
         good = Good(golden)
         change(good)
         return save(folder, good)
-    if OPTIONS:
-        add(row, variant, code, make)
+    add(row, variant, code, make)
 
 
 def config(row, golden, variant, code, **changes):
@@ -172,8 +171,7 @@ def mlx(variant, code, change=lambda m: None, raw=lambda raw: raw):
         m = Mlx()
         change(m)
         return write(folder, raw(container(*header_of(m.tensors))), m.config, "adapters.safetensors")
-    if OPTIONS:
-        add("O07", f"mlx: {variant}", code, make)
+    add("O07", f"mlx: {variant}", code, make)
 
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -211,10 +209,6 @@ mlx("weights short by one byte", "truncated", raw=lambda raw: raw[:-1])
 mlx("weights of 0 bytes", "header_too_small", raw=lambda raw: b"")
 for n in range(8):
     mlx(f"cut off at a random byte of the data, {n}", "truncated", raw=lambda raw, n=n: raw[:dice("mlx", n).randrange(len(raw) - 4000, len(raw))])
-if OPTIONS:
-    add("O07", "mlx: config is missing", "config_missing", lambda folder, _: write(folder, container(*header_of(Mlx().tensors)), None, "adapters.safetensors"))
-    add("O07", "mlx: PEFT's weights beside mlx-lm's, and PEFT's config", None, lambda folder, good: write(
-        save(folder, good), b"", None, "adapters.safetensors"))
-else:
-    add("F24", "weights of mlx-lm", "unsupported_format", lambda folder, good: write(
-        folder, container(*header_of(Mlx().tensors)), Mlx().config, "adapters.safetensors"))
+add("O07", "mlx: config is missing", "config_missing", lambda folder, _: write(folder, container(*header_of(Mlx().tensors)), None, "adapters.safetensors"))
+add("O07", "mlx: PEFT's weights beside mlx-lm's, and PEFT's config", None, lambda folder, good: write(
+    save(folder, good), b"", None, "adapters.safetensors"))

@@ -16,10 +16,6 @@ from making import Good
 
 SEED = 20260701
 
-# DoRA, biases, heads and embeddings, trained tokens, aLoRA, mlx-lm's folders: switched on when verification takes them. Cases that are
-# bad only as long as it does not are made with `until_options`; options.py has those that are bad afterwards.
-OPTIONS = True
-
 LETTERS = {
     "F": "files and paths", "J": "JSON, as adapter_config.json", "S": "the safetensors container", "C": "adapter_config.json",
     "L": "tensors against the base", "O": "options that change more than matrices", "G": "GGUF adapters", "M": "two faults in one",
@@ -68,16 +64,6 @@ def case(row, variant, expected, below=None):
     return take
 
 
-def until_options(code):
-    """The code of a case that is bad only until OPTIONS; then it is not made at all (options.py has its successors)."""
-    return _Until(code)
-
-
-class _Until:
-    def __init__(self, code):
-        self.code = code
-
-
 def dice(*about):
     """A random generator of one case's own, so that a new case changes no other."""
     return random.Random(f"{SEED} {about}")
@@ -85,17 +71,10 @@ def dice(*about):
 
 def cases():
     import files, json_text, container, config, tensors, options, gguf, mixed  # noqa: E401,F401 each adds to CASES
-    found = []
-    for c in CASES:
-        if isinstance(c.expected, _Until):
-            if OPTIONS:
-                continue
-            c.expected = c.below = c.by_name = c.expected.code
-        found.append(c)
     counts = {}
-    for c in found:
+    for c in CASES:
         counts[c.row] = c.number = counts.get(c.row, 0) + 1
-    return found
+    return CASES
 
 
 def few(found, most):

@@ -3,7 +3,7 @@
 import struct
 
 from making import save
-from table import add, dice, until_options
+from table import add, dice
 
 
 def spoil(row, variant, code, by_name=None):
@@ -114,8 +114,6 @@ spoil("L06", "module of the other half of a layer", "unknown_target")(lambda goo
 spoil("L06", "module path of 500 bytes", "unknown_target")(lambda good: good.rename("q_proj", "q_proj" + "x" * 400))
 for norm in ("input_layernorm", "post_attention_layernorm"):
     spoil("L07", f"{norm} as target", "unsupported_target")(lambda good, norm=norm: good.rename("self_attn.q_proj", norm))
-spoil("L07", "head as target", until_options("unsupported_target"))(lambda good: lora(good, "lm_head", 64, 264))
-spoil("L07", "embedding as target, as if it were a head", until_options("unsupported_target"))(lambda good: lora(good, "model.embed_tokens", 64, 264))
 spoil("L07", "final norm as target", "unsupported_target")(lambda good: lora(good, "model.norm", 64, 64))
 spoil("L07", "rotary embedding as target", "unsupported_target")(lambda good: lora(good, "model.rotary_emb", 64, 64))
 PREFIX = "base_model.model.model."
@@ -153,8 +151,6 @@ for part in ("", ".weight", ".default", ".default.weight"):
 for end in (".weight.weight", ".other.weight", ".default.default.weight", ".weight2", ".WEIGHT"):
     spoil("L08", f"names end in lora_A{end}", "unexpected_tensor" if end.endswith(("2", "T")) else "unknown_target")(
         lambda good, end=end: (good.rename("lora_A.weight", "lora_A" + end), good.rename("lora_B.weight", "lora_B" + end)))
-spoil("L10", "fused name on a split base", until_options("unsupported_target"))(lambda good: good.rename("self_attn.q_proj", "self_attn.qkv_proj"))
-spoil("L10", "fused name of the other half", until_options("unsupported_target"))(lambda good: good.rename("mlp.up_proj", "mlp.gate_up_proj"))
 
 # ---- L11 to L15: numbers --------------------------------------------------------------------------------------------------------
 
@@ -223,7 +219,6 @@ def _(good):
 # ---- L20, L22, L25: what is no LoRA -------------------------------------------------------------------------------------------------
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
-spoil("L20", "DoRA magnitude without the option", until_options("unsupported_adapter"))(lambda good: good.put(f"{Q}.lora_magnitude_vector", 64))
 spoil("L20", "kohya's names", "unsupported_adapter")(lambda good: (good.rename(".lora_A.", ".lora_down."), good.rename(".lora_B.", ".lora_up.")))
 for end, words in ((".lora_diag", "KaSA"), (".lora_E", "AdaLoRA"), (".ranknum", "AdaLoRA's rank"), (".vera_lambda_b", "VeRA"), (".ia3_l", "IA3"), (".hada_w1_a", "LoHa"),
                    (".lokr_w1", "LoKr"), (".oft_r", "OFT"), (".boft_R", "BOFT"), (".alpha", "kohya's alpha")):
@@ -231,7 +226,6 @@ for end, words in ((".lora_diag", "KaSA"), (".lora_E", "AdaLoRA"), (".ranknum", 
 spoil("L20", "a prompt", "unsupported_adapter")(lambda good: good.put("prompt_embeddings", 4, 64))
 for name in ("x", "weight", "lora_A.weight", "base_model.model.model.layers.0.self_attn.q_proj", "base_model.model.score.lora_x"):
     spoil("L20", f"a tensor called {name}", "unexpected_tensor" if name != "lora_A.weight" else "unexpected_tensor")(lambda good, name=name: good.put(name, 4, 4))
-spoil("L21", "head of another vocabulary", until_options("unsupported_target"))(lambda good: lora(good, "lm_head", 64, 265))
 for name in ("mlp.experts.0.up_proj", "mlp.experts", "mlp.experts.base_layer"):
     spoil("L22", f"experts of a mixture: {name}", "unsupported_adapter")(lambda good, name=name: lora(good, f"model.layers.0.{name}", 64, 96))
 spoil("L25", "a copy of a base's matrix", "base_weights_included")(lambda good: good.put(f"{Q}.base_layer.weight", 64, 64))

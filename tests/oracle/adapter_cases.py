@@ -14,8 +14,6 @@ REFUSED_FOR_EVER = {
     "peft_type": "unsupported_adapter",
     "target_parameters": "unsupported_adapter",
 }
-# Kinds that may be refused with any error until graft applies them. The manifest has both lists.
-NOT_YET = []
 # Kinds that adapters applied by libllama itself (--apply grouped) may be refused for, for good.
 ROWS_ONLY = [
     "dora", "dora_embedding", "lora_bias", "bias", "lm_head", "embed_tokens", "ensure_weight_tying", "modules_to_save",
@@ -38,7 +36,7 @@ class Case:
     config: dict = field(default_factory=dict)
     dtype: str = "float32"              # of the tensors in the file
     alpha_order: Optional[list] = None  # rewrites alpha_pattern in the file in this order
-    kind: Optional[str] = None          # what is special about it: see REFUSED_FOR_EVER and NOT_YET
+    kind: Optional[str] = None          # what is special about it: see REFUSED_FOR_EVER
     save: dict = field(default_factory=dict)
     family: str = "LORA"
     logits: bool = True

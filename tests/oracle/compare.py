@@ -119,7 +119,7 @@ def check(args, golden, base, case, kv, folder, base_error):
         row["note"] = str(e)
         row["code"] = code_of(str(e))
         wanted = [args.refused_for_ever[k] for k in may_refuse if k in args.refused_for_ever]
-        if wanted and not args.not_yet.intersection(may_refuse) and row["code"] not in wanted:
+        if wanted and not args.rows_only.intersection(may_refuse) and row["code"] not in wanted:
             row["verdict"] = "WRONG CODE"   # whatever else is the matter with it
         else:
             row["verdict"] = f"refused ({', '.join(may_refuse)})" if may_refuse else "REFUSED"
@@ -179,12 +179,9 @@ def main(argv):
     golden = args.golden
     manifest = json.loads((golden / "manifest.json").read_text())
     args.refused_for_ever = manifest["refused_for_ever"]
-    args.not_yet = set(manifest["not_yet"])
-    args.may_refuse = set() if args.no_refusals else args.not_yet.union(args.refused_for_ever)
+    args.rows_only = set(manifest["rows_only"]) if args.grouped else set()
+    args.may_refuse = (set() if args.no_refusals else set(args.refused_for_ever)).union(args.rows_only)
     todo = manifest["cases"] + (manifest["combinations"] if args.combinations else [])
-    if args.grouped:
-        args.not_yet.update(manifest["rows_only"])
-        args.may_refuse.update(manifest["rows_only"])
     if args.short:
         todo = first_of_each_kind(todo)
     todo = [c for c in todo if args.only in f"{c['base']}/{c['case']}"]

@@ -23,7 +23,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from adapter_cases import CASES, FOREIGN, NOT_YET, REFUSED_FOR_EVER, ROWS_ONLY, USES
+from adapter_cases import CASES, FOREIGN, REFUSED_FOR_EVER, ROWS_ONLY, USES
 from foreign_formats import write_gguf, write_mlx
 from gguf_base import ARCH, ROW_ORDERS, write_base
 from reference import combined_logits, logits_of, relative
@@ -188,7 +188,7 @@ def write_manifest(path, made):
         made[key] += [entry for entry in old.get(key, []) if entry["base"] not in bases and entry["base"] in CASES]
         made[key].sort(key=lambda entry: list(CASES).index(entry["base"]))
     versions = dict(torch=torch.__version__.split("+")[0], transformers=transformers.__version__, peft=peft.__version__)
-    head = dict(made_with=versions, refused_for_ever=REFUSED_FOR_EVER, not_yet=NOT_YET, rows_only=ROWS_ONLY)
+    head = dict(made_with=versions, refused_for_ever=REFUSED_FOR_EVER, rows_only=ROWS_ONLY)
     path.write_text(json.dumps({**head, **made}, indent=1) + "\n")
 
 
