@@ -6,37 +6,14 @@ GRAFT_BIN names the binary (required). Runs on the tiny bases of tests/oracle/go
 import array
 import json
 import math
-import os
 import resource
 import shutil
 import struct
-import subprocess
-import tempfile
-import unittest
-from pathlib import Path
 
 import command
+from golden import CASES, GOLDEN, Case as Shared, adapter, base, graft, main
 
-ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = ROOT / "tests/oracle/golden"
-GRAFT = os.environ.get("GRAFT_BIN")
-TIMEOUT = 300
-os.environ.update(GRAFT_CONFIG="/dev/null", GRAFT_REGISTRY="/nonexistent/registry.db")
-BASES = {b["base"]: b for b in json.loads((GOLDEN / "manifest.json").read_text())["bases"]}
-CASES = {(c["base"], c["case"]): c for c in json.loads((GOLDEN / "manifest.json").read_text())["cases"]}
 WEIGHTS = "adapter_model.safetensors"
-
-
-def graft(*args, **more):
-    return subprocess.run([GRAFT, *map(str, args)], capture_output=True, text=True, timeout=TIMEOUT, **more)
-
-
-def base(name):
-    return GOLDEN / BASES[name]["gguf"]
-
-
-def adapter(name, case="plain"):
-    return GOLDEN / "adapters" / name / case
 
 
 def tensors(folder):
@@ -64,39 +41,16 @@ def rewrite(source, target, change):
     return target
 
 
-class Case(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
-
-    def good(self, *args):
-        done = graft(*args)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        return done
-
+class Case(Shared):
     def convert(self, name, source, out, *more):
         self.good("convert", "-m", base(name), source, self.folder / out, *more)
         return self.folder / out
 
-    def bad(self, code, *args, status=1):
-        """Fails with this code and leaves the folder as it was."""
-        before = sorted(self.folder.rglob("*"))
-        message = command.refused(self, graft, status, code, args, {})
-        self.assertEqual(sorted(self.folder.rglob("*")), before)
-        return message
-
-    def logits(self, name, source, *more):
-        out = self.folder / "logits"
-        tokens = ",".join(map(str, BASES[name]["tokens"]))
-        self.good("score", "-m", base(name), "-t", "1", "--kv", "f32", "-a", source, "--tokens", tokens, "--logits", out, *more)
-        values = array.array("f", out.read_bytes())
-        out.unlink()
-        return values
+    def applied(self, name, source, *more):
+        return self.logits(name, base(name), "-a", source, *more)
 
     def assert_near(self, got, want, limit):
-        error = math.sqrt(math.fsum((g - w) ** 2 for g, w in zip(got, want)) / math.fsum(w * w for w in want))
-        self.assertLessEqual(error, limit)
+        self.assertLessEqual(self.error(got, want), limit)
         self.assertEqual(len(got), len(want))
 
 
@@ -122,11 +76,11 @@ class RoundTrips(Case):
     def test_scales_stay(self):
         for case in ["plain", "rslora", "patterns", "patterns-rslora", "patterns-order", "rank16"]:
             with self.subTest(case=case):
-                want = self.logits("llama", adapter("llama", case), "--adapter-type", "f32")
+                want = self.applied("llama", adapter("llama", case), "--adapter-type", "f32")
                 gguf = self.convert("llama", adapter("llama", case), f"{case}.gguf")
-                self.assert_near(self.logits("llama", gguf), want, 1e-6)
+                self.assert_near(self.applied("llama", gguf), want, 1e-6)
                 folder = self.convert("llama", gguf, case)
-                self.assert_near(self.logits("llama", folder), want, 1e-6)
+                self.assert_near(self.applied("llama", folder), want, 1e-6)
 
     def test_other_kinds_and_sources(self):
         cases = {"llama": ["embed", "alora", "mlx-plain", "gguf-embed", "gguf-alora"],
@@ -142,7 +96,7 @@ class RoundTrips(Case):
             for to in forms:
                 with self.subTest(base=name, case=case, to=to):
                     out = self.convert(name, GOLDEN / entry["adapter"], f"{name}-{case}.{to}", "--to", to)
-                    self.assert_near(self.logits(name, out), want, 5e-4 if entry["tolerance"] == "gelu" else 2e-6)
+                    self.assert_near(self.applied(name, out), want, 5e-4 if entry["tolerance"] == "gelu" else 2e-6)
 
     def test_embeddings_heads_and_mixed_rows_come_back_to_the_bit(self):
         for name, case in [("llama", "embed"), ("llama-untied", "embed"), ("llama-untied", "lm-head"), ("gptneox", "plain")]:
@@ -161,8 +115,8 @@ class RoundTrips(Case):
     def test_libllama_reads_it(self):
         """Grouped decoding hands the adapter to libllama; its own reading of the file is in unit/test_model_export.c."""
         gguf = self.convert("llama", adapter("llama"), "a.gguf")
-        want = self.logits("llama", adapter("llama"))
-        self.assert_near(self.logits("llama", gguf, "--apply", "grouped"), want, 1e-5)
+        want = self.applied("llama", adapter("llama"))
+        self.assert_near(self.applied("llama", gguf, "--apply", "grouped"), want, 1e-5)
 
     def test_one_alpha_for_modules_of_different_scales(self):
         self.convert("llama", adapter("llama", "patterns"), "a.gguf")
@@ -290,6 +244,4 @@ class Paths(Case):
 
 
 if __name__ == "__main__":
-    if not GRAFT:
-        raise SystemExit("GRAFT_BIN is not set")
-    unittest.main()
+    main()

@@ -6,37 +6,14 @@ GRAFT_BIN names the binary (required). Runs on the tiny bases of tests/oracle/go
 import array
 import json
 import math
-import os
 import resource
 import shutil
 import struct
-import subprocess
-import tempfile
-import unittest
-from pathlib import Path
 
 import command
+from golden import BASES, CASES, GOLDEN, Case as Shared, adapter, base, graft, main
 
-ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = ROOT / "tests/oracle/golden"
-GRAFT = os.environ.get("GRAFT_BIN")
-TIMEOUT = 300
-os.environ.update(GRAFT_CONFIG="/dev/null", GRAFT_REGISTRY="/nonexistent/registry.db")
-BASES = {b["base"]: b for b in json.loads((GOLDEN / "manifest.json").read_text())["bases"]}
-CASES = {(c["base"], c["case"]): c for c in json.loads((GOLDEN / "manifest.json").read_text())["cases"]}
 F32, F16, Q4_0, Q8_0 = 0, 1, 2, 8
-
-
-def graft(*args, **more):
-    return subprocess.run([GRAFT, *map(str, args)], capture_output=True, text=True, timeout=TIMEOUT, **more)
-
-
-def base(name):
-    return GOLDEN / BASES[name]["gguf"]
-
-
-def adapter(name, case="plain"):
-    return GOLDEN / "adapters" / name / case
 
 
 class Gguf:
@@ -79,39 +56,14 @@ class Gguf:
         return self.take(self.FORMATS[kind])[0]
 
 
-class Case(unittest.TestCase):
+class Case(Shared):
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        super().setUp()
         self.out = self.folder / "out.gguf"
-
-    def good(self, *args):
-        done = graft(*args)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        return done
 
     def merge(self, name, *more, model=None):
         self.good("merge", "-m", model or base(name), "-t", "1", *more, self.out, "--force")
         return self.out
-
-    def bad(self, code, *args, status=1):
-        before = sorted(self.folder.rglob("*"))
-        message = command.refused(self, graft, status, code, args, {})
-        self.assertEqual(sorted(self.folder.rglob("*")), before)
-        return message
-
-    def logits(self, name, model, *more):
-        out = self.folder / "logits"
-        tokens = ",".join(map(str, BASES[name]["tokens"]))
-        self.good("score", "-m", model, "-t", "1", "--kv", "f32", "--tokens", tokens, "--logits", out, *more)
-        values = array.array("f", out.read_bytes())
-        out.unlink()
-        self.assertEqual(len(values), len(BASES[name]["tokens"]) * BASES[name]["n_vocab"])
-        return values
-
-    def error(self, got, want):
-        return math.sqrt(math.fsum((g - w) ** 2 for g, w in zip(got, want)) / math.fsum(w * w for w in want))
 
 
 class Logits(Case):
@@ -283,6 +235,4 @@ class Refusals(Case):
 
 
 if __name__ == "__main__":
-    if not GRAFT:
-        raise SystemExit("GRAFT_BIN is not set")
-    unittest.main()
+    main()

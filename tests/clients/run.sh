@@ -5,14 +5,8 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../tools/common.sh"
-venv="$CACHE/clients-venv"
+venv=$(python_with clients "$here/requirements.txt")
 node="$CACHE/clients-node"
-if [ ! -f "$venv/ready" ] || ! cmp -s "$venv/ready" "$here/requirements.txt"; then
-    say "clients: installing Python's into the cache (some minutes the first time)"
-    python3 -m venv "$venv"
-    "$venv/bin/pip" install -qq --disable-pip-version-check -r "$here/requirements.txt"
-    cp "$here/requirements.txt" "$venv/ready"
-fi
 
 need() {
     command -v "$1" >/dev/null 2>&1 || { say "clients: $1 is missing; $2"; exit 1; }

@@ -4,13 +4,7 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../../tools/common.sh"
-venv="$CACHE/differential-venv"
-if [ ! -f "$venv/ready" ] || ! cmp -s "$venv/ready" "$here/requirements.txt"; then
-    say "differential: installing safetensors and gguf into the cache"
-    python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
-    cp "$here/requirements.txt" "$venv/ready"
-fi
+venv=$(python_with differential "$here/requirements.txt")
 library=$(find "$here/../../build/dev/tests/differential" -name 'libdifferential.*' | head -n 1)
 [ -n "$library" ] || { say "differential: build the preset dev first"; exit 1; }
 exec "$venv/bin/python" "$here/compare.py" "$library" --files "${FILES:-1000000}" "$@"

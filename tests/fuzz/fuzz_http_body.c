@@ -3,6 +3,7 @@
  * No sockets; a tiny base is open, because some calls look into its template and count tokens.
  */
 #include "fuzz.h"
+#include "tiny_base.h"
 
 #include "base/memory.h"
 #include "graft.h"
@@ -27,19 +28,9 @@ static void finish(void) {
 }
 
 static void start(void) {
-    graft_options o = graft_options_default();
-    graft_error err;
-    o.model = GRAFT_FUZZ_BASE;
-    o.slots = 1;
-    o.context = 64;
-    o.batch = 32;
-    o.threads = 1;
-    o.self_test = false;
     state = calloc(1, sizeof *state);
     FUZZ_REQUIRE(state);
-    if (graft_open(&state->g, &o, &err)) {
-        fuzz_broken(__FILE__, __LINE__, err.message);
-    }
+    state->g = fuzz_open_base();
     state->o = server_options_default();
     graft_model_get_info(state->g, &state->model);
     strcpy(state->base_id, "llama");

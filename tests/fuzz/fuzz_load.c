@@ -4,6 +4,7 @@
  * logits, or fails with a code.
  */
 #include "fuzz.h"
+#include "tiny_base.h"
 
 #include "graft.h"
 #include "load_mutator.h"
@@ -29,17 +30,7 @@ static void finish(void) {
 }
 
 static void start(void) {
-    graft_options o = graft_options_default();
-    graft_error err;
-    o.model = GRAFT_FUZZ_BASE;
-    o.slots = 1;
-    o.context = 64;
-    o.batch = 32;
-    o.threads = 1;
-    o.self_test = false;
-    if (graft_open(&base, &o, &err)) {
-        fuzz_broken(__FILE__, __LINE__, err.message);
-    }
+    base = fuzz_open_base();
     snprintf(folder, sizeof folder, "/tmp/graft-fuzz-XXXXXX");
     FUZZ_REQUIRE(mkdtemp(folder) != NULL);
     snprintf(config_path, sizeof config_path, "%s/adapter_config.json", folder);
