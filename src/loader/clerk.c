@@ -1,7 +1,8 @@
 /*
  * The clerk: one thread for what must not wait behind a load. It frees versions that were given up on threads which must not
- * stop for that, tells those whose time is up, sends flights whose pause is over on their way, and measures the process:
- * what the system says it takes counts, whatever the budget believes.
+ * stop for that, tells those whose time is up, sends flights whose pause is over on their way, looks whether graft's own memory
+ * has made room for those that wait for some, and measures the process: what the system says it takes counts, whatever the
+ * budget believes.
  */
 #include "loader_state.h"
 
@@ -10,6 +11,7 @@
 #include <inttypes.h>
 
 #define MEASURE_US 1000000 /* between two looks at the process, while adapters are in memory */
+#define OWN_US 50000 /* between two looks at graft's own memory, while flights wait for room: nobody tells when it falls */
 
 /* Those whose callbacks are due because their time is up, off their flights; *next: when the next one's is, 0 = never. The
  * mutex is held. Blocked callers look after themselves. */
@@ -57,9 +59,20 @@ static void measure(gr_loader *l) {
     }
 }
 
+/* Flights that found no room try again if graft itself takes less than when the last one looked. The mutex is held, but not while
+ * measuring. */
+static void measure_own(gr_loader *l) {
+    gr_mutex_unlock(&l->mutex);
+    uint64_t own = l->o.backend.own(l->o.backend.self);
+    gr_mutex_lock(&l->mutex);
+    if (own < l->table.budget.own) {
+        gr_flight_unpark(l);
+    }
+}
+
 void *gr_clerk_thread(void *arg) {
     gr_loader *l = arg;
-    int64_t measure_at = 0;
+    int64_t measure_at = 0, own_at = 0;
     gr_mutex_lock(&l->mutex);
     while (!l->stop) {
         int64_t now = gr_now_us(), next = 0;
@@ -79,6 +92,15 @@ void *gr_clerk_thread(void *arg) {
             }
             gr_mutex_lock(&l->mutex);
             continue;
+        }
+        bool waits = l->o.backend.own && l->parked_first;
+        if (waits && now >= own_at) {
+            measure_own(l);
+            own_at = now + OWN_US;
+            continue;
+        }
+        if (waits && (next == 0 || own_at < next)) {
+            next = own_at;
         }
         if (measures && (next == 0 || measure_at < next)) {
             next = measure_at;

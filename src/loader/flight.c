@@ -3,8 +3,8 @@
  * read, and hand leases to those who wait. Runs on the loader's threads.
  *
  * No thread waits, but for another that is telling of the same name: a flight that finds no room is parked, and every lease
- * that ends and every load that ends puts the parked ones back into the queue; one that failed for a reason that may pass is
- * paused, and the clerk puts it back when it is time.
+ * that ends and every load that ends puts the parked ones back into the queue, and so does the clerk when graft's own memory has
+ * fallen; one that failed for a reason that may pass is paused, and the clerk puts it back when it is time.
  */
 #include "loader_state.h"
 
@@ -53,6 +53,7 @@ static void park(gr_loader *l, gr_version *v) {
     v->parked = true;
     v->queue_next = *at;
     *at = v;
+    gr_cond_signal(&l->clerk); /* who looks at graft's own memory meanwhile */
 }
 
 static void unpark(gr_loader *l, gr_version *v) {

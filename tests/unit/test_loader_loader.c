@@ -626,6 +626,23 @@ static void who_does_not_wait_for_room_is_told_at_once(void **state) {
     assert_int_equal(atomic_load(&F.names[1].prepares), 1);
 }
 
+/* No lease ends and no load does, but graft itself takes less. */
+static void room_that_own_memory_makes_is_found(void **state) {
+    (void)state;
+    atomic_int seen = 0;
+    start(3, 300);
+    gr_lease *a = lease(0), *b = lease(1);
+    atomic_store(&F.own, 250);
+    ask_for(2, LONG_US, &seen);
+    WAIT_UNTIL(gr_loader_starved_us(L) > 0)
+    assert_int_equal(atomic_load(&seen), 0);
+    atomic_store(&F.own, 0);
+    WAIT_UNTIL(atomic_load(&seen))
+    assert_int_equal(atomic_load(&seen), 1);
+    gr_lease_release(a);
+    gr_lease_release(b);
+}
+
 static void waiting_for_room_shows_and_waiting_for_a_load_does_not(void **state) {
     (void)state;
     atomic_int seen = 0;
@@ -1081,6 +1098,7 @@ int main(void) {
         TEST(prefetch_calls_back_once),
         TEST(closing_answers_those_who_wait),
         TEST(who_does_not_wait_for_room_is_told_at_once),
+        TEST(room_that_own_memory_makes_is_found),
         TEST(waiting_for_room_shows_and_waiting_for_a_load_does_not),
         TEST(work_that_does_not_end_shows),
         TEST(closing_while_two_wait_for_room),
